@@ -1,0 +1,33 @@
+"""What the data side of a run can be told. The comment behind a field is its help text in `lacuna config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are, how they are cut, and the constants of their order."""
+
+    train: str  # tar shards: a path, a glob, a brace range, several joined by commas, or "embedded" (photographs shipped with scikit-image)
+    val: str | None = None  # shards of labelled images for evaluation; None with "embedded" takes its held-out regions
+    image_size: tuple[int, int] = (224, 224)  # height and width of a training crop, pixels
+    in_chans: int = 3  # channels: 3 for colour, 1 for grayscale, others for shards that hold as many
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of values in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # per channel, of values in 0..1
+    batch_size: int = 256  # images in one optimizer step, over all ranks and accumulation
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # aspect ratio of the crop, width over height
+    flip_prob: float = 0.5  # probability of a left-right flip
+    crops_per_decode: int = 1  # k > 1: k consecutive steps share their images, with other crops and masks; an epoch then takes k times the steps
+    apply_exif: bool = True  # turn images upright by their EXIF orientation
+    max_pixels: int = 64_000_000  # larger images are refused by their header, pixels
+    workers: int = 2  # loader processes of each rank; 0 decodes in the training process
+    prefetch: int = 2  # batches each worker prepares ahead
+    timeout_s: float = 300.0  # a loader that gives no batch for so long ends the attempt, seconds
+    lanes: int = 32  # lanes the sample line is cut into; a constant of the run's order
+    block: int = 65_536  # samples permuted together inside a lane; a constant of the run's order
+    error_ratio: float = 0.001  # share of bad samples among the last 100,000 above which the run stops
+    error_run: int = 50  # bad samples in a row above which the run stops
+    cache_dir: str | None = None  # where remote shards are kept; None: inside the run directory
+    cache_gb: float = 100.0  # size of that cache, gigabytes
