@@ -1,0 +1,212 @@
+"""The `lacuna` command: one verb a task. What a verb needs is imported when it runs, so `--help` answers at once.
+
+Exit codes say what to do: 0 done, 75 saved, run me again, 76 data unavailable, 77 no loadable checkpoint,
+78 bad configuration, 79 numerical abort, 80 a newer attempt owns the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pretrain.errors import ConfigError, LacunaError
+
+_EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
+78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the process's exit code. A refusal is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.handler(options)
+    except LacunaError as error:
+        _refuse(error.exit_code, str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        _refuse(130, "interrupted by the keyboard; what was saved stays saved")
+        return 130
+    return 0
+
+
+def _refuse(code: int, text: str) -> None:
+    sys.stdout.flush()
+    print(f"E{code} {text}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lacuna",
+        description="Masked-image-modelling pretraining: pack, pretrain, resume, evaluate, export.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_train(verbs)
+    _add_data(verbs)
+    _add_results(verbs)
+    _add_masks(verbs)
+    doctor = _add(verbs, "doctor", _doctor, "say what this machine can do, and what to mend")
+    doctor.add_argument("--data", help="shards to look at as well")
+    return parser
+
+
+def _add(verbs, name: str, handler: Callable, help_text: str, **more) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def,type-arg]
+    verb = verbs.add_parser(
+        name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter, **more,
+    )
+    verb.set_defaults(handler=handler)
+    return verb
+
+
+class _SettingsHelp(argparse.Action):
+    """--help of train and config: the options, then every setting of the default config."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        parser.print_help()
+        from launch.settings_help import all_settings
+
+        print("\nsettings, with their defaults; override any as section.field=value:\n")
+        print(all_settings())
+        parser.exit()
+
+
+def _add_train(verbs) -> None:  # type: ignore[no-untyped-def]
+    train = _add(verbs, "train", _train, "pretrain from a config; the same command goes on after any interruption",
+                 add_help=False, epilog="example: lacuna train configs/mae_vitb16.py data.train='shards/*.tar' name=first")
+    train.add_argument("config", help="a Python file with config(), see configs/")
+    train.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ from the file")
+    train.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and start anew")
+    train.add_argument("--allow-change", action="store_true", help="go on although settings of the run have changed")
+    train.add_argument("-h", "--help", nargs=0, action=_SettingsHelp, help="show this, and every setting")
+    config = _add(verbs, "config", _config, "check a config and show every setting with its meaning")
+    config.add_argument("config", help="a Python file with config(), see configs/")
+    config.add_argument("overrides", nargs="*", metavar="section.field=value")
+    config.add_argument("--json", action="store_true", help="print the resolved config as JSON")
+    config.add_argument("--world-size", type=int, default=1, help="check it for so many processes (default 1)")
+
+
+def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
+    pack = _add(verbs, "pack", _pack, "write images as webdataset shards with an index; resumable")
+    pack.add_argument("source", help="a folder (class folders become labels), a text list (path, tab, label), or tars")
+    pack.add_argument("out", type=Path, help="directory for the shards")
+    pack.add_argument("--size", type=int, metavar="PX", help="re-encode with this short side; default: original bytes")
+    pack.add_argument("--quality", type=int, default=90, help="JPEG quality when re-encoding (default 90)")
+    pack.add_argument("--shard-mb", type=float, default=256, help="size of a shard, megabytes (default 256)")
+    pack.add_argument("--val-share", type=float, default=0.0, help="share of the images put into val shards (default 0)")
+    pack.add_argument("--seed", type=int, default=0, help="of the order images are written in (default 0)")
+    index = _add(verbs, "index", _index, "validate foreign shards and write the index a run reads")
+    index.add_argument("shards", help="a path, glob or brace range, for example 'in1k-{000000..001023}.tar'")
+    index.add_argument("--verify", choices=("header", "decode"), default="decode",
+                       help="look at image headers only, or decode every image once (default)")
+    index.add_argument("--dedupe", choices=("refuse", "keep-first"), default="refuse",
+                       help="what to do about a key that comes twice (default refuse)")
+
+
+def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
+    evaluate = _add(verbs, "evaluate", _evaluate, "measure the frozen features of a run on labelled images")
+    evaluate.add_argument("run", type=Path, help="run directory, for example runs/first")
+    evaluate.add_argument("--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)")
+    evaluate.add_argument("--train-data", help="labelled shards to learn from (default: the run's data.train)")
+    evaluate.add_argument("--methods", default="knn,linear", help="knn, linear, or both (default)")
+    evaluate.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)")
+    evaluate.add_argument("--pool", choices=("mean", "cls"), help="mean of the patch tokens, or the class token (default: the run's setting)")
+    evaluate.add_argument("--layer", type=int, help="block whose output is used; -1 is the last (default: the run's setting)")
+    evaluate.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    evaluate.add_argument("--max-images", type=int, help="use at most so many images of each split")
+    evaluate.add_argument("--untrained", action="store_true", help="measure the same encoder with its initial weights as well")
+    export = _add(verbs, "export", _export, "write the encoder for downstream code, verified by forward parity")
+    export.add_argument("run", type=Path, help="run directory, for example runs/first")
+    export.add_argument("--to", choices=("timm",), default="timm", help="whose names and format (default timm)")
+    export.add_argument("-o", "--out", type=Path, required=True, help="file to write, for example vit.safetensors")
+    export.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)")
+    export.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    export.add_argument("--force", action="store_true", help="replace an existing file")
+    report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")
+    report.add_argument("run", type=Path, help="run directory, for example runs/first")
+
+
+def _add_masks(verbs) -> None:  # type: ignore[no-untyped-def]
+    masks = _add(verbs, "masks", _masks, "draw every mask strategy, with its statistics, as one picture")
+    masks.add_argument("-o", "--out", type=Path, default=Path("masks.png"), help="picture to write (default masks.png)")
+    masks.add_argument("--grid", default="14x14", help="patches down x across (default 14x14)")
+    masks.add_argument("--ratio", type=float, default=0.75, help="share of patches hidden (default 0.75)")
+    masks.add_argument("--on", type=Path, help="show the masks on this photograph")
+    masks.add_argument("--seed", type=int, default=0, help="of the masks (default 0)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from launch.start import start
+
+    start(options.config, options.overrides, fresh=options.fresh, allow_change=options.allow_change)
+
+
+def _config(options: argparse.Namespace) -> None:
+    from pretrain.checks import check
+    from pretrain.config import load_config, to_json
+    from pretrain.config_help import render
+
+    config = load_config(options.config, options.overrides)
+    check(config, options.world_size)
+    print(json.dumps(to_json(config), indent=2) if options.json else render(config))
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from launch.verbs import pack
+
+    pack(options)
+
+
+def _index(options: argparse.Namespace) -> None:
+    from launch.verbs import index
+
+    index(options)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from launch.verbs import evaluate
+
+    evaluate(options)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from launch.verbs import export
+
+    export(options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pretrain.tracking.report import write_report
+
+    print(write_report(options.run))
+
+
+def _masks(options: argparse.Namespace) -> None:
+    from pretrain.tracking.panels import masks_picture
+
+    grid = _grid(options.grid)
+    masks_picture(options.out, grid, options.ratio, on=options.on, seed=options.seed)
+    print(options.out)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from launch.doctor import doctor
+
+    doctor(options.data)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--grid={text}; write it as patches down x across, for example 14x14")
+    return int(parts[0]), int(parts[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

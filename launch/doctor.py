@@ -1,0 +1,108 @@
+"""`lacuna doctor`: what this machine can do for a run, and what to mend, one line a finding."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import socket
+from importlib import metadata
+from urllib.parse import urlparse
+
+from launch import environment as env
+from pretrain.errors import DataError, LacunaError
+
+_PACKAGES = ("torch", "deepspeed", "webdataset", "einops", "safetensors", "simplejpeg", "pillow", "timm", "wandb")
+
+
+def doctor(data: str | None) -> None:
+    """Prints the findings; raises DataError when data was given and cannot be read."""
+    place = env.detect()
+    _line("ok", "process", place.describe())
+    _packages()
+    _devices()
+    _storage()
+    _files()
+    _wandb()
+    if data is not None:
+        _shards(data)
+
+
+def _line(mark: str, topic: str, text: str) -> None:
+    print(f"{mark:<5} {topic:<11} {text}", flush=True)
+
+
+def _packages() -> None:
+    missing = [name for name in _PACKAGES if _version(name) is None]
+    found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
+    _line("ok", "packages", found)
+    if missing:
+        _line("MEND", "packages", f"missing: {', '.join(missing)}; run make install, or pip install lacuna")
+    for name, use in (("skimage", "the embedded photographs: pip install 'lacuna[demo]'"),):
+        if importlib.util.find_spec(name) is None:
+            _line("note", "packages", f"{name} is not installed; it is needed for {use}")
+
+
+def _devices() -> None:
+    import torch
+
+    from pretrain.engine.precision import resolve_precision
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(number).total_memory / 2**30
+            _line("ok", "device", f"cuda:{number} {torch.cuda.get_device_name(number)}, {memory:.0f} GiB")
+    else:
+        _line("note", "device", f"no GPU: runs use {env.cores()} CPU cores; fine for tests and small models")
+    _line("ok", "precision", f"engine.precision=auto means {resolve_precision('auto')} here")
+    backends = ["gloo"] + (["nccl"] if torch.distributed.is_nccl_available() and torch.cuda.is_available() else [])
+    _line("ok", "collectives", ", ".join(backends))
+
+
+def _storage() -> None:
+    free = shutil.disk_usage(".").free / 2**30
+    mark = "ok" if free > 10 else "MEND"
+    _line(mark, "disk", f"{free:.1f} GiB free here" + ("" if free > 10 else "; checkpoints and shards need more"))
+    if os.path.isdir("/dev/shm"):
+        shared = os.statvfs("/dev/shm")
+        size = shared.f_bavail * shared.f_frsize / 2**30
+        _line("ok" if size > 1 else "MEND", "shm", f"{size:.1f} GiB free in /dev/shm" + ("" if size > 1 else
+              "; loader workers pass batches through it: start the container with --shm-size=8g or use data.workers=0"))
+
+
+def _files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _line("ok" if soft >= 1024 else "MEND", "open files", f"limit {soft} (hard {hard})" + ("" if soft >= 1024 else "; ulimit -n 4096"))
+
+
+def _wandb() -> None:
+    access = env.wandb_access()
+    if not access.has_key:
+        _line("note", "wandb", "no API key: runs are mirrored offline; wandb login, or tracking.wandb=off")
+        return
+    url = urlparse(access.base_url)
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
+        _line("ok", "wandb", f"{url.hostname} answers")
+    except OSError:
+        _line("note", "wandb", f"{url.hostname} does not answer: runs are mirrored offline; wandb sync later")
+
+
+def _shards(data: str) -> None:
+    from pretrain.data.shards import open_shards
+    from pretrain.data.sources import as_pattern
+
+    try:
+        shards = open_shards(as_pattern(data), index_missing=False)
+    except LacunaError as error:
+        _line("MEND", "data", str(error))
+        raise DataError(f"{data} cannot be trained on; see the line above") from error
+    _line("ok", "data", f"{shards.num_samples:,} images in {len(shards.names)} shards, fingerprint {shards.fingerprint[:12]}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,45 @@
+"""`lacuna train`: find out where we are, check the config, then hand over to pretrain.train.
+
+The order matters: everything that can be refused is refused before DeepSpeed is imported or anything is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch import environment as env
+from launch.preempt import StopFlag
+from pretrain.checks import check
+from pretrain.config import load_config
+
+
+def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: bool) -> None:
+    """Trains the run of the config file at path. Raises LacunaErrors, whose exit codes say what to do."""
+    place = env.detect()
+    config = load_config(path, overrides)
+    check(config, place.world_size)
+    stop = StopFlag(place.deadline_s)
+    stop.listen()
+    env.export(place)
+    _share_cores()
+    from pretrain.train import Around, train
+
+    if place.rank == 0:
+        print(f"started by {place.describe()}", flush=True)
+    around = Around(
+        place=place, stop=stop, wandb=env.wandb_access(), snapshot=env.snapshot(place), fresh=fresh,
+        allow_change=allow_change, say=_say,
+    )
+    train(config, around)
+
+
+def _share_cores() -> None:
+    """Several processes on one machine share its cores; torch would give all of them to each."""
+    import torch
+
+    if not env.threads_set():
+        torch.set_num_threads(max(1, env.cores() // env.local_world_size()))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,167 @@
+"""Combinations of settings that cannot be meant, each refused in one sentence with its fix, before anything is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from masking.mask import Grid
+from masking.rng import generator
+from pretrain.config import Config, flatten
+from pretrain.errors import ConfigError
+
+_POSITIVE = ("above 0", lambda v: v > 0)
+_AT_LEAST_0 = ("0 or more", lambda v: v >= 0)
+_AT_LEAST_1 = ("1 or more", lambda v: v >= 1)
+_SHARE = ("from 0 to 1", lambda v: 0 <= v <= 1)
+_POSITIVE_SHARE = ("above 0 and at most 1", lambda v: 0 < v <= 1)
+_BELOW_1 = ("from 0 to below 1", lambda v: 0 <= v < 1)
+_RANGE_IN_1 = ("two shares, 0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)
+
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "epochs": _POSITIVE,
+    "steps": _AT_LEAST_1,
+    "seed": ("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
+    "data.image_size": ("two lengths in pixels, each above 0", lambda v: min(v) > 0),
+    "data.in_chans": _AT_LEAST_1,
+    "data.std": ("above 0 for every channel", lambda v: bool(v) and min(v) > 0),
+    "data.batch_size": _AT_LEAST_1,
+    "data.crop_scale": _RANGE_IN_1,
+    "data.crop_aspect": ("two ratios, 0 < low <= high", lambda v: 0 < v[0] <= v[1]),
+    "data.flip_prob": _SHARE,
+    "data.crops_per_decode": _AT_LEAST_1,
+    "data.max_pixels": _AT_LEAST_1,
+    "data.workers": _AT_LEAST_0,
+    "data.prefetch": _AT_LEAST_1,
+    "data.timeout_s": _POSITIVE,
+    "data.lanes": _AT_LEAST_1,
+    "data.block": _AT_LEAST_1,
+    "data.error_ratio": _SHARE,
+    "data.error_run": _AT_LEAST_1,
+    "data.cache_gb": _POSITIVE,
+    "backbone.patch_size": _AT_LEAST_1,
+    "backbone.registers": _AT_LEAST_0,
+    "backbone.drop_path": _BELOW_1,
+    "backbone.width": _AT_LEAST_1,
+    "backbone.depth": _AT_LEAST_1,
+    "backbone.heads": _AT_LEAST_1,
+    "objective.decoder_width": _AT_LEAST_1,
+    "objective.decoder_depth": _AT_LEAST_1,
+    "objective.decoder_heads": _AT_LEAST_1,
+    "objective.predict_ratio": _POSITIVE_SHARE,
+    "optim.base_lr": _POSITIVE,
+    "optim.betas": ("two numbers, each from 0 to below 1", lambda v: all(0 <= b < 1 for b in v)),
+    "optim.eps": _POSITIVE,
+    "optim.weight_decay": _AT_LEAST_0,
+    "optim.warmup": _SHARE,
+    "optim.final_lr_ratio": _SHARE,
+    "optim.clip_norm": _POSITIVE,
+    "engine.accumulation": _AT_LEAST_1,
+    "engine.ema_decay": ("above 0 and below 1", lambda v: 0 < v < 1),
+    "engine.max_skipped": _AT_LEAST_1,
+    "engine.collective_timeout_s": _POSITIVE,
+    "checkpoint.every_steps": _AT_LEAST_1,
+    "checkpoint.keep": ("2 or more, so that a damaged newest one has a predecessor", lambda v: v >= 2),
+    "checkpoint.milestone_every": _AT_LEAST_1,
+    "tracking.log_every": _AT_LEAST_1,
+    "tracking.panels_every": _AT_LEAST_1,
+    "tracking.panel_images": _AT_LEAST_1,
+    "evaluation.every_steps": _AT_LEAST_1,
+    "evaluation.methods": ("at least one method", lambda v: len(v) > 0),
+    "evaluation.k": _AT_LEAST_1,
+    "evaluation.temperature": _POSITIVE,
+    "evaluation.max_images": _AT_LEAST_1,
+}
+
+
+def check(config: Config, world_size: int = 1) -> None:
+    """Raises ConfigError for the first setting, or combination, that cannot be meant on world_size processes."""
+    values = flatten(config)
+    for key, (words, holds) in _RANGES.items():
+        if key in values and values[key] is not None and not holds(values[key]):
+            raise ConfigError(f"{key}={_text(values[key])}; it must be {words}")
+    _check_name_and_length(config)
+    _check_batch(config, world_size)
+    _check_channels(config)
+    _check_grid(config)
+    _check_widths(config)
+    _check_evaluation(config)
+
+
+def _check_name_and_length(config: Config) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.name):
+        raise ConfigError(f"name={config.name!r}; use letters, digits, '.', '_' and '-', starting with a letter or digit")
+    if (config.epochs is None) == (config.steps is None):
+        given = "both are given" if config.epochs is not None else "neither is given"
+        raise ConfigError(f"epochs and steps: {given}; give exactly one, for example steps=1000 epochs=none")
+
+
+def _check_batch(config: Config, world_size: int) -> None:
+    size, parts = config.data.batch_size, world_size * config.engine.accumulation
+    if size % parts:
+        low = size // parts * parts
+        near = f"{low} or {low + parts}" if low else f"{parts}"
+        raise ConfigError(
+            f"data.batch_size={size} cannot be split over {world_size} processes x engine.accumulation="
+            f"{config.engine.accumulation}; the nearest values that can are {near}"
+        )
+
+
+def _check_channels(config: Config) -> None:
+    data = config.data
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if len(values) != data.in_chans:
+            raise ConfigError(f"data.{key} has {len(values)} values and data.in_chans={data.in_chans}; give one a channel")
+
+
+def _check_grid(config: Config) -> None:
+    (height, width), patch = config.data.image_size, config.backbone.patch_size
+    for name, length in (("height", height), ("width", width)):
+        if length % patch:
+            low = length // patch * patch
+            near = f"{low} or {low + patch}" if low else f"{patch}"
+            raise ConfigError(
+                f"data.image_size={height},{width}: the {name} {length} is not a multiple of backbone.patch_size={patch}; "
+                f"the nearest that are: {near}"
+            )
+    grid = Grid(height // patch, width // patch)
+    ratio = getattr(config.mask, "ratio", None)
+    if ratio is None:
+        return
+    visible = ratio.num_visible(grid, generator(config.seed, "check"))
+    if not 1 <= visible <= grid.num_patches - 1:
+        raise ConfigError(
+            f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need 1 to {grid.num_patches - 1}: "
+            f"change the share that is hidden, data.image_size or backbone.patch_size"
+        )
+
+
+def _check_widths(config: Config) -> None:
+    width, heads = config.backbone.dimensions()[0], config.backbone.dimensions()[2]
+    for part, wide, many in (
+        ("backbone", width, heads),
+        ("objective.decoder", config.objective.decoder_width, config.objective.decoder_heads),
+    ):
+        dot = "_" if "." in part else "."
+        if wide % many:
+            raise ConfigError(f"{part}{dot}heads={many} does not divide {part}{dot}width={wide}")
+        if wide % 4:
+            raise ConfigError(f"{part}{dot}width={wide}; sin-cos positions need a multiple of 4")
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation, depth = config.evaluation, config.backbone.dimensions()[1]
+    if evaluation.pool == "cls" and not config.backbone.class_token:
+        raise ConfigError("evaluation.pool=cls needs backbone.class_token=true; or use evaluation.pool=mean")
+    if not -1 <= evaluation.layer < depth:
+        raise ConfigError(f"evaluation.layer={evaluation.layer}; blocks are 0 to {depth - 1}, or -1 for the last")
+    if config.data.val is None and config.data.train != "embedded" and evaluation.every_steps is not None:
+        raise ConfigError(
+            f"evaluation.every_steps={evaluation.every_steps} needs labelled images: give data.val='val/*.tar', "
+            "or evaluation.every_steps=none"
+        )
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,47 @@
+"""From `data.train` and `data.val` to open shard sets: rank 0 packs or indexes what is missing, the others wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.data.embedded import embedded_shards
+from pretrain.data.settings import DataConfig
+from pretrain.data.shards import ShardSet, open_shards
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The shards a run trains on, and those it is evaluated on."""
+
+    train: ShardSet
+    val: ShardSet | None
+
+
+def open_sources(data: DataConfig, cache_dir: Path, is_main: bool, *, barrier: Callable[[], None]) -> Sources:
+    """Opens data.train and data.val. cache_dir keeps the packed "embedded" photographs. Raises ConfigError, DataError."""
+    if is_main:
+        sources = _open(data, cache_dir)
+        barrier()
+        return sources
+    barrier()
+    return _open(data, cache_dir)
+
+
+def patterns(data: DataConfig, cache_dir: Path) -> tuple[str, str | None]:
+    """The shard patterns behind data.train and data.val."""
+    if data.train != "embedded":
+        return as_pattern(data.train), None if data.val is None else as_pattern(data.val)
+    train, val = embedded_shards(cache_dir / "embedded", data.image_size)
+    return train, val if data.val is None else as_pattern(data.val)
+
+
+def as_pattern(text: str) -> str:
+    """A folder means every tar in it."""
+    return f"{text.rstrip('/')}/*.tar" if Path(text).is_dir() else text
+
+
+def _open(data: DataConfig, cache_dir: Path) -> Sources:
+    train, val = patterns(data, cache_dir)
+    return Sources(open_shards(train), None if val is None else open_shards(val))

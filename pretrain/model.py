@@ -1,0 +1,43 @@
+"""What DeepSpeed wraps: the encoder that is kept and the objective that is thrown away, as one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from masking.mask import Grid, Mask
+from masking.rng import prf
+from pretrain.backbones.vit import ViT
+from pretrain.config import Config
+from pretrain.objectives.pixel import PixelMAE
+from pretrain.types import Features, Losses, Target
+
+
+class PretrainModel(nn.Module):
+    """backbone and objective under the names their parameters have in every checkpoint."""
+
+    def __init__(self, backbone: ViT, objective: PixelMAE) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+
+    def forward(self, images: Tensor, mask: Mask, target: Target, rank: Tensor | None = None) -> tuple[Losses, Features]:
+        """images (B, C, H, W) uint8 -> losses, name -> (B,) float32, and the encoder's features."""
+        return self.objective(self.backbone, images, mask, target, rank)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+
+def build_model(config: Config) -> PretrainModel:
+    """The model of config with weights drawn from config.seed: the same on every rank and at every world size."""
+    torch.manual_seed(prf(config.seed, "init"))
+    backbone = config.backbone.build(grid_of(config), config.data.in_chans, config.data.mean, config.data.std)
+    return PretrainModel(backbone, config.objective.build(backbone))
+
+
+def grid_of(config: Config) -> Grid:
+    """The patch grid of config's training crops."""
+    height, width = config.data.image_size
+    return Grid(height // config.backbone.patch_size, width // config.backbone.patch_size)

@@ -1,0 +1,95 @@
+"""Looks at a run from outside the step: pictures of reconstructions and the quality of frozen features.
+
+Works on plain copies of the model filled from the engine's gathered weights, so it is the same at every ZeRO stage and
+can never touch what is trained.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masking.draw import Rows, draw
+from pretrain.config import Config
+from pretrain.data.evaluation_batches import evaluation_batches
+from pretrain.data.sources import Sources
+from pretrain.engine.engine import Engine
+from pretrain.evaluation.evaluate import evaluate
+from pretrain.model import PretrainModel, build_model, grid_of
+from pretrain.tracking.metrics import Tracker
+from pretrain.tracking.panels import panel
+
+
+class Observer:
+    """Writes panels/step-*.png and evaluations.jsonl at the steps the config names; first and last step always."""
+
+    def __init__(self, config: Config, engine: Engine, sources: Sources, tracker: Tracker) -> None:
+        self._config = config
+        self._engine = engine
+        self._sources = sources
+        self._tracker = tracker
+        self._images: Tensor | None = None
+
+    def at(self, step: int, *, first: bool = False, last: bool = False) -> None:
+        """What is due after `step` steps. Collective: every rank calls it with the same arguments."""
+        tracking, evaluation = self._config.tracking, self._config.evaluation
+        fresh = first and step == 0
+        if tracking.panels_every is not None and _due(step, tracking.panels_every, fresh or last, first):
+            self._panel(step)
+        if evaluation.every_steps is not None and _due(step, evaluation.every_steps, fresh or last, first):
+            self._evaluate(step)
+
+    def _panel(self, step: int) -> None:
+        weights = self._engine.weights()
+        if self._engine.rank:
+            return
+        model = self._copy(weights)
+        images = self._panel_images()
+        grid = grid_of(self._config)
+        rows = Rows(len(images), torch.arange(len(images)))
+        target = model.objective.target(images)
+        mask = draw(self._config.mask, grid, rows, self._config.seed, 0, target.guidance, self._engine.device)
+        with torch.no_grad():
+            paste = model.objective.reconstruct(model.backbone, images, mask)
+        path = self._config.run_dir / "panels" / f"step-{step:07d}.png"
+        panel(images.cpu(), mask.hidden.cpu(), paste.float().cpu(), path, grid=grid, title=f"step {step}")
+        self._tracker.panel(step, path)
+
+    def _evaluate(self, step: int) -> None:
+        cfg = self._config.evaluation
+        ema = cfg.weights == "ema" and self._config.engine.ema_decay is not None and step > 0
+        model = self._copy(self._engine.weights(ema=ema))
+        if self._sources.val is None:
+            return
+        result = evaluate(
+            model.backbone, self._batches(self._sources.train), self._batches(self._sources.val), cfg,
+            device=self._engine.device, is_main=self._engine.rank == 0,
+        )
+        del model
+        self._tracker.evaluation({"step": step, "weights": "ema" if ema else "model", **result})
+
+    def _copy(self, weights: dict[str, Tensor]) -> PretrainModel:
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(self._config)
+        model.load_state_dict(weights)
+        return model.to(self._engine.device).eval().requires_grad_(False)
+
+    def _batches(self, shards: Any) -> Any:
+        return evaluation_batches(
+            shards, self._config.data, batch_size=64, rank=0, world=1, max_images=self._config.evaluation.max_images
+        )
+
+    def _panel_images(self) -> Tensor:
+        if self._images is None:
+            number = self._config.tracking.panel_images
+            shards = self._sources.val or self._sources.train
+            batches = evaluation_batches(shards, self._config.data, batch_size=number, rank=0, world=1, max_images=number)
+            self._images = torch.cat([images for images, _ in islice(batches, 1)])[:number]
+        return self._images.to(self._engine.device)
+
+
+def _due(step: int, every: int, always: bool, first: bool) -> bool:
+    return always or (step > 0 and step % every == 0 and not first)

@@ -1,0 +1,215 @@
+"""The run: open the data, build the model, resume, then one loop of steps until the last one or until asked to stop.
+
+The state of a run is its step: data, augmentation, masks and dropout of a step follow from (seed, step). So the loop
+below asks for step s, trains on it, and at the marks given by the config writes lines, pictures, evaluations, checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from pretrain.config import Config, to_json, write_config
+from pretrain.continuity import settle
+from pretrain.data.loader import ErrorBudget, build_loader
+from pretrain.data.sources import Sources, open_sources
+from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure
+from pretrain.engine.checkpoint import Checkpoints, RunState
+from pretrain.engine.engine import Engine, init_distributed
+from pretrain.engine.schedule import rate
+from pretrain.engine.watch import Watch
+from pretrain.errors import LacunaError, SavedForLater
+from pretrain.model import build_model, grid_of
+from pretrain.observe import Observer
+from pretrain.records import StepRecords
+from pretrain.step import Recipe, train_step
+from pretrain.summary import summary
+from pretrain.tracking.access import WandbAccess
+from pretrain.tracking.live import LiveLine
+from pretrain.tracking.metrics import Tracker
+from pretrain.types import Batch
+
+
+class Stop(Protocol):
+    """Whoever may ask the run to end early: launch/preempt.py."""
+
+    reason: str | None
+
+    def wanted(self) -> bool: ...
+
+
+class Place(Protocol):
+    """The process's place in its job: launch/environment.py."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a run and is not part of its config."""
+
+    place: Place
+    stop: Stop
+    wandb: WandbAccess
+    snapshot: dict[str, object]  # of the environment, for the run directory
+    fresh: bool = False
+    allow_change: bool = False
+    say: Callable[[str], None] = print  # the start-up summary, on rank 0
+
+
+@dataclass
+class Run:
+    """What the loop holds: everything that was opened for one attempt."""
+
+    config: Config
+    engine: Engine
+    checkpoints: Checkpoints
+    tracker: Tracker
+    sources: Sources
+    observer: Observer
+    watch: Watch
+    state: RunState
+    total_steps: int
+
+
+def train(config: Config, around: Around) -> None:
+    """Trains config's run to its last step. Raises SavedForLater when asked to stop before, and LacunaErrors."""
+    init_distributed(around.place, config.engine.collective_timeout_s)
+    config = _settle(config, around)
+    run = _open(config, around)
+    try:
+        _loop(run, around)
+    except LacunaError as error:
+        run.tracker.event("stopped", reason=str(error), exit_code=error.exit_code, step=run.state.step)
+        raise
+    except RuntimeError as error:
+        if is_peer_failure(error):
+            saved = run.checkpoints.last_step
+            raise SavedForLater(
+                f"a peer process is gone ({str(error).splitlines()[0]}); the checkpoint of step {saved} stands; "
+                "run the same command again to go on from it"
+            ) from error
+        raise
+    finally:
+        run.tracker.close()
+        run.engine.close()
+
+
+def _settle(config: Config, around: Around) -> Config:
+    """Rank 0 looks at the run directory first, since it may move or make it; the others find it settled."""
+    is_main = around.place.rank == 0
+    if not is_main:
+        barrier()
+    settled = settle(config, fresh=around.fresh and is_main, allow_change=around.allow_change, is_main=is_main)
+    if is_main:
+        barrier()
+    return settled
+
+
+def _open(config: Config, around: Around) -> Run:
+    is_main = around.place.rank == 0
+    sources = open_sources(config.data, Path(config.runs_dir), is_main, barrier=barrier)
+    engine = Engine(
+        build_model(config), config.optim, config.engine,
+        batch_size=config.data.batch_size, run_dir=config.run_dir, environment=around.place,
+    )
+    total_steps = steps_of(config, sources.train.num_samples)
+    fresh = RunState(
+        step=0, fingerprint=sources.train.fingerprint, seed=config.seed, batch_size=config.data.batch_size,
+        lanes=config.data.lanes, block=config.data.block,
+    )
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine)
+    state = checkpoints.restore(fresh)
+    if is_main:
+        write_config(config, config.run_dir / "config.json")
+        (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
+    tracker = Tracker(
+        config.run_dir, to_json(config), config.tracking, is_main=is_main, resume_step=state.step,
+        wandb_id=state.wandb_id, access=around.wandb,
+    )
+    state = replace(state, wandb_id=tracker.wandb_id)
+    tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
+    observer = Observer(config, engine, sources, tracker)
+    if is_main:
+        around.say(summary(config, engine, sources, state, total_steps, checkpoints))
+    watch = Watch(config.engine.max_skipped, config.run_dir, engine)
+    return Run(config, engine, checkpoints, tracker, sources, observer, watch, state, total_steps)
+
+
+def steps_of(config: Config, num_samples: int) -> int:
+    """Optimizer steps of the whole run: as given, or from passes over the data (k crops a decode count as k)."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, math.ceil(config.epochs * config.data.crops_per_decode * num_samples / config.data.batch_size))
+
+
+def _loop(run: Run, around: Around) -> None:
+    config, engine = run.config, run.engine
+    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size)
+    stream = _micro_batches(run)
+    budget = ErrorBudget(config.data.error_ratio, config.data.error_run)
+    records = StepRecords(config, engine, run.sources.train.num_samples)
+    live = LiveLine(run.total_steps) if around.place.rank == 0 else None
+    run.observer.at(run.state.step, first=True)
+    while run.state.step < run.total_steps:
+        step = run.state.step
+        began = time.perf_counter()
+        batches = list(islice(stream, config.engine.accumulation))
+        waited = time.perf_counter() - began
+        agreed = agree(batches, around.stop.wanted())
+        lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
+        result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
+        run.watch.note(step, batches, result.skipped)
+        records.add(step, lr, result, agreed, waited, time.perf_counter() - began)
+        run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))
+        if agreed.num_bad:
+            bad = [entry for rank in gather_json([vars(b) for m in batches for b in m.bad]) for entry in rank]
+            run.tracker.ledger(sorted(bad, key=lambda entry: entry["position"]))
+        _marks(run, records, live, stopping=agreed.stop, around=around)
+    if live is not None:
+        live.close()
+        around.say(f"done: {run.total_steps} steps in {config.run_dir}")
+
+
+def _micro_batches(run: Run) -> Iterator[Batch]:
+    config, engine = run.config, run.engine
+    return build_loader(
+        run.sources.train, config.data, config.seed, rank=engine.rank, world=engine.world,
+        accumulation=config.engine.accumulation, start_step=run.state.step, device=engine.device,
+    )
+
+
+def _count(counters: dict[str, int], num_bad: int) -> dict[str, int]:
+    return {**counters, "bad_samples": counters.get("bad_samples", 0) + num_bad}
+
+
+def _marks(run: Run, records: StepRecords, live: LiveLine | None, *, stopping: bool, around: Around) -> None:
+    """What is due after the step just made: lines, then pictures and evaluation, then the checkpoint."""
+    config, step = run.config, run.state.step
+    last = step == run.total_steps
+    save = last or stopping or step % config.checkpoint.every_steps == 0
+    if save or len(records) >= config.tracking.log_every:
+        lines = records.flush()
+        run.watch.check()
+        run.tracker.log(lines)
+        if live is not None:
+            live.update(lines[-1])
+    if not stopping:
+        run.observer.at(step, last=last)
+    if save:
+        run.checkpoints.save(run.state)
+    if stopping and not last:
+        raise SavedForLater(
+            f"asked to stop ({around.stop.reason or 'by another process'}); saved at step {step} of {run.total_steps}; "
+            "run the same command again to go on"
+        )
