@@ -1,0 +1,185 @@
+"""The rules of the house that a machine can check: shape of files, words beside settings, and calls that are never made."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.syntax import PACKAGES, ROOT, Source, calls, imports, names, read, sources
+
+FOLDERS = (*PACKAGES, "benchmarks", "tests")
+TEXTS = ("*.md", "*.toml", "*.txt", "*.sh", "*.sbatch", "Makefile", "LICENSE", ".ci/run", ".pre-commit-config.yaml")
+MAX_LINES = 300
+LONGER_FILES: dict[str, str] = {}  # path -> why it may be longer
+NAMELESS = {"utils", "util", "misc", "common", "helpers"}
+ENVIRONMENT_READERS = {"launch/environment.py"}
+
+# What could run a stranger's code, or a shell. Each may be called nowhere but where a line here says why.
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "code"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "subprocess.getoutput",
+    "subprocess.getstatusoutput", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "tempfile.mktemp",
+}
+ALLOWED: dict[str, str] = {}  # "path: what" -> why, reviewed
+
+
+def _files(patterns: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from ROOT.glob(pattern)
+        for folder in ("docs", "slurm", "benchmarks", *PACKAGES):
+            yield from (ROOT / folder).rglob(pattern)
+
+
+def test_code_and_pages_are_ascii() -> None:
+    for path in [ROOT / source.path for source in sources(*FOLDERS)] + sorted(set(_files(TEXTS))):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert line.isascii(), f"{path.relative_to(ROOT)}:{number}: {line}"
+
+
+def test_files_stay_under_300_lines() -> None:
+    lengths = {source.path: source.text.count("\n") for source in sources(*FOLDERS)}
+    assert {path: n for path, n in lengths.items() if n > MAX_LINES and path not in LONGER_FILES} == {}
+    assert [path for path in LONGER_FILES if lengths.get(path, 0) <= MAX_LINES] == [], "needless exceptions"
+
+
+def test_a_file_is_named_for_its_idea() -> None:
+    assert [source.path for source in sources(*FOLDERS) if Path(source.path).stem in NAMELESS] == []
+
+
+def test_every_file_says_what_it_is() -> None:
+    for source in sources(*PACKAGES, "benchmarks"):
+        if source.text.strip():
+            assert ast.get_docstring(source.tree), f"{source.path} has no docstring"
+
+
+def test_every_public_name_says_what_comes_back() -> None:
+    missing = [
+        f"{source.path}:{node.lineno} {node.name}"
+        for source in sources("masking", "pretrain", "launch")
+        for node in _public(source.tree.body)
+        if not ast.get_docstring(node)
+    ]
+    assert missing == []
+
+
+def test_every_setting_has_its_meaning_beside_it() -> None:
+    silent = []
+    for source in sources("masking", "pretrain"):
+        comments = _comments(source.text)
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and _is_settings(source, node):
+                fields = [line for line in node.body if isinstance(line, ast.AnnAssign) and not _is_classvar(line)]
+                silent += [
+                    f"{source.path}:{field.lineno} {ast.unparse(field.target)}"
+                    for field in fields
+                    if not comments.get(field.end_lineno or field.lineno)
+                ]
+    assert silent == []
+
+
+def test_the_environment_is_read_in_one_file() -> None:
+    readers = {
+        source.path
+        for source in sources(*PACKAGES)
+        for name, _ in names(source)
+        if re.match(r"os\.(environ|environb|getenv|getenvb|putenv|unsetenv)\b", name)
+    }
+    assert readers <= ENVIRONMENT_READERS
+
+
+def test_nothing_runs_what_a_stranger_could_have_written() -> None:
+    assert [problem for source in sources(*PACKAGES, "benchmarks") for problem in _dangers(source)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from dill import loads",
+        "import torch; torch.load(path)",
+        "import torch; torch.load(path, weights_only=False)",
+        "from torch import load; load(path)",
+        "import torch; torch.hub.load('a/b', 'c')",
+        "import numpy as np; np.load(path, allow_pickle=True)",
+        "import yaml; yaml.load(text)",
+        "eval(text)",
+        "exec(compile(text, 'x', 'exec'))",
+        "import os; os.system(command)",
+        "import subprocess; subprocess.run(command, shell=True)",
+        "from subprocess import Popen; Popen(command, shell=flag)",
+        "import tarfile; tarfile.open(path).extractall(folder)",
+    ],
+)
+def test_the_lint_sees(tmp_path: Path, line: str) -> None:
+    (tmp_path / "case.py").write_text(line)
+    assert _dangers(read(tmp_path / "case.py", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch; torch.load(path, weights_only=True)",
+        "import numpy as np; np.load(path, allow_pickle=False)",
+        "import subprocess; subprocess.run(['squeue', job], shell=False)",
+        "model.eval()",
+        "import torch; torch.compile(model)",
+        "import tarfile; tarfile.open(path).extractall(folder, filter='data')",
+    ],
+)
+def test_the_lint_lets_pass(tmp_path: Path, line: str) -> None:
+    (tmp_path / "case.py").write_text(line)
+    assert _dangers(read(tmp_path / "case.py", tmp_path)) == []
+
+
+def _dangers(source: Source) -> list[str]:
+    found = {f"import {imported.name}": imported.line for imported in imports(source)
+             if imported.name.partition(".")[0] in FORBIDDEN_MODULES}
+    found |= {name: line for name, line in names(source) if name.startswith("torch.hub")}
+    for name, call in calls(source):
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        is_bad = (
+            name in FORBIDDEN_CALLS
+            or (name == "torch.load" and not _is_constant(keywords.get("weights_only"), True))
+            or ("allow_pickle" in keywords and not _is_constant(keywords["allow_pickle"], False))
+            or ("shell" in keywords and not _is_constant(keywords["shell"], False))
+            or (name.endswith(".extractall") and not _is_constant(keywords.get("filter"), "data"))
+        )
+        if is_bad:
+            found[name] = call.lineno
+    return [f"{source.path}:{line} {what}" for what, line in found.items() if f"{source.path}: {what}" not in ALLOWED]
+
+
+def _is_constant(node: ast.expr | None, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value or (
+        isinstance(node, ast.Constant) and isinstance(value, str) and node.value == value)
+
+
+def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Public functions, classes and their public methods; a property's setter and an overload speak through another."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node.body)
+
+
+def _is_settings(source: Source, node: ast.ClassDef) -> bool:
+    """Whether a class is part of a config: a dataclass named Config, or a strategy or ratio of masking."""
+    is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+    is_mask = source.path.startswith("masking/strategies/") or source.path == "masking/ratio.py"
+    return is_dataclass and not node.name.startswith("_") and (node.name.endswith("Config") or is_mask)
+
+
+def _is_classvar(node: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(node.annotation)
+
+
+def _comments(text: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(StringIO(text).readline)
+    return {token.start[0]: token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT}
