@@ -1,0 +1,205 @@
+"""The mirror process: follows a run's line files and tells W&B what it does not have yet.
+
+Started by `wandb_mirror.Mirror` with the run directory; wandb/job.json says the rest. It lives as long as its standard
+input is open, then sends what is left and ends, within `_GRACE_S` whatever W&B does. What W&B has is not remembered but
+looked up: the server's step where there is one, else the rows that reached the logs in wandb/. So nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretrain.tracking.lines import Record
+from pretrain.tracking.wandb_log import read_history
+
+_POLL_S = 1.0
+_GRACE_S = 30.0  # from the end of the parent to the end of this process
+_PROBE_S = 5.0
+_INIT_S = 45.0
+_TEXT_KEYS = ("loss_hex", "digest")  # for comparing runs to the bit, not for curves
+
+
+def main(run_dir: str) -> None:
+    """Mirrors the run until the parent closes the pipe or is gone."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)  # the launcher's signals are for training; the pipe tells us
+    os.nice(10)
+    folder = Path(run_dir) / "wandb"
+    ending = threading.Event()
+    threading.Thread(target=_watch_parent, args=(ending,), daemon=True).start()
+    with _alone(folder):
+        job = json.loads((folder / "job.json").read_text())
+        run, mode = _init(Path(run_dir), job)
+        Sender(Path(run_dir), run, mode).follow(ending)
+        run.finish()
+    os._exit(0)  # not through the exit hooks: everything is written, and they might wait
+
+
+class Sender:
+    """Tells an open W&B run what is in the line files and not in W&B."""
+
+    def __init__(self, run_dir: Path, run: Any, mode: str):
+        self._run_dir = run_dir
+        self._run = run
+        self._mode = mode
+        self._tails = {name: Tail(run_dir / f"{name}.jsonl") for name in ("metrics", "evaluations", "journal")}
+        self._last, self._extras = _on_disk(run_dir / "wandb")
+        if mode == "online":
+            self._last = run.starting_step - 1 if run.resumed else 0
+            self._extras = {key for key in self._extras if key[1] <= self._last}
+
+    def follow(self, ending: threading.Event) -> None:
+        """Sends rows as they are written; returns when ending is set and nothing is left."""
+        while True:
+            ended = ending.wait(_POLL_S)
+            self._send()
+            if ended:
+                return
+
+    def _send(self) -> None:
+        rows = [(row["step"], 0, row) for row in self._tails["metrics"].new() if row["step"] > self._last]
+        rows += [(row["step"], 1, row) for row in self._tails["evaluations"].new()]
+        rows += [(row["step"], 2, row) for row in self._tails["journal"].new() if row["event"] == "panel"]
+        for step, kind, row in sorted(rows, key=lambda item: item[:2]):
+            if kind == 0:
+                self._run.log({"step": step, **_numbers(row)}, step=step)
+                self._last = step
+            else:
+                self._send_extra("eval" if kind == 1 else "panels", step, row)
+        _replace_json(self._run_dir / "wandb" / "status.json", {"mode": self._mode, "sent": self._last})
+
+    def _send_extra(self, group: str, step: int, row: Record) -> None:
+        """Evaluations and panels have steps of their own, because W&B's may already be past them."""
+        if (group, step) in self._extras:
+            return
+        self._extras.add((group, step))
+        if group == "eval":
+            values = {f"eval/{name}": value for name, value in _numbers(row).items() if name != "step"}
+        else:
+            values = self._picture(step, self._run_dir / row["path"])
+        if values:
+            self._run.log({f"{group}/step": step, **values}, step=max(step, self._last))
+
+    def _picture(self, step: int, path: Path) -> Record:
+        import wandb
+
+        try:
+            return {"panels/reconstruction": wandb.Image(str(path), caption=f"step {step}")}
+        except OSError as error:
+            print(f"picture {path}: {error}", file=sys.stderr)
+            return {}
+
+
+class Tail:
+    """Reads what was appended to a file of JSON lines since the last look."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+
+    def new(self) -> list[Record]:
+        """The whole lines that are new."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
+    """The open W&B run and whether it is "online" or "offline". What online cannot do is done offline."""
+    import wandb
+
+    settings = wandb.Settings(
+        save_code=False, disable_code=True, disable_git=True, disable_job_creation=True, x_save_requirements=False,
+        console="off", silent=True, init_timeout=_INIT_S, x_stats_pid=os.getppid(),
+    )  # fmt: skip
+    common = {key: job[key] for key in ("id", "project", "entity", "group", "name", "config")}
+    online = job["mode"] == "probe" and _answers(wandb.Settings().base_url)
+    for mode in ("online", "offline") if online else ("offline",):
+        try:
+            run = wandb.init(
+                dir=run_dir, mode=mode, resume="allow", job_type="pretrain", settings=settings, save_code=False, **common
+            )
+        except wandb.errors.Error as error:
+            print(f"wandb.init({mode}): {error}", file=sys.stderr)
+            if mode == "offline":
+                raise
+            continue
+        for group in ("eval", "panels"):
+            run.define_metric(f"{group}/step", hidden=True)
+            run.define_metric(f"{group}/*", step_metric=f"{group}/step")
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+        return run, mode
+    raise AssertionError("offline is always tried")
+
+
+def _answers(base_url: str) -> bool:
+    """Whether a server speaks HTTP at base_url, whatever it says; seconds, where W&B itself would try for minutes."""
+    if not base_url.startswith(("http://", "https://")):
+        return False
+    try:
+        urllib.request.urlopen(base_url, timeout=_PROBE_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _on_disk(folder: Path) -> tuple[int, set[tuple[str, int]]]:
+    """The last step in the logs below folder, and the (group, step) of evaluations and panels there."""
+    last, extras = 0, set()
+    for path in folder.glob("*run-*/run-*.wandb"):
+        if path.parent.is_symlink():  # latest-run
+            continue
+        for row in read_history(path):
+            last = max(last, int(row.get("step") or 0))
+            extras |= {(group, int(row[f"{group}/step"])) for group in ("eval", "panels") if f"{group}/step" in row}
+    return last, extras
+
+
+def _numbers(row: Record) -> Record:
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name not in _TEXT_KEYS}
+
+
+def _watch_parent(ending: threading.Event) -> None:
+    """Waits for "close" or the end of the pipe (workers forked by training may keep it open) or of the parent."""
+    parent = os.getppid()
+    threading.Thread(target=lambda: (sys.stdin.readline(), ending.set()), daemon=True).start()
+    while os.getppid() == parent and not ending.wait(_POLL_S):
+        pass
+    ending.set()
+    time.sleep(_GRACE_S)
+    os._exit(3)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One mirror a run at a time: that of a killed attempt may still be writing its last rows."""
+    with open(folder / "mirror.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _replace_json(path: Path, value: Record) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
