@@ -47,7 +47,7 @@ def read(path: Path, root: Path = ROOT) -> Source:
 
 
 def imports(source: Source) -> Iterator[Import]:
-    """Every import of a file, lazy ones and those for type checkers included, `importlib.import_module("a.b")` as well."""
+    """Every import of a file; lazy ones, those for type checkers and `importlib.import_module("a.b")` are included."""
     package = source.module if source.path.endswith("__init__.py") else source.module.rpartition(".")[0]
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: shape of files, words beside settings, and calls that are never made."""
+"""The rules of the house that a machine can check: the shape of files, words beside settings, calls never made."""
 
 from __future__ import annotations
 
@@ -156,8 +156,7 @@ def _dangers(source: Source) -> list[str]:
 
 
 def _is_constant(node: ast.expr | None, value: object) -> bool:
-    return isinstance(node, ast.Constant) and node.value is value or (
-        isinstance(node, ast.Constant) and isinstance(value, str) and node.value == value)
+    return isinstance(node, ast.Constant) and type(node.value) is type(value) and node.value == value
 
 
 def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:

@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# From the bottom up. A module belongs to the longest prefix that fits it, and imports its own component or a lower layer.
+# From the bottom up. A module belongs to the longest prefix that fits it, and imports its own component or lower layers.
 # Components of one layer do not see each other. What fits nothing below `pretrain` is part of the training loop.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
@@ -45,7 +45,8 @@ DOORS = {
     "triton": r"masking/attention/triton_\w+\.py$",
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
-    "pretrain.timm_shim": r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teachers\.py|launch/doctor\.py)",
+    "pretrain.timm_shim":
+        r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teachers\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
@@ -97,7 +98,8 @@ def test_masking_stands_on_torch_and_einops_alone() -> None:
     allowed = MASKING_MAY_IMPORT | set(sys.stdlib_module_names)
     extra = {"masking/rng.py": {"numpy"}}  # the array form of the keyed hash orders a dataset without a tensor
     for source in sources("masking"):
-        here = allowed | extra.get(source.path, set()) | ({"triton"} if re.match(DOORS["triton"], source.path) else set())
+        here = allowed | extra.get(source.path, set())
+        here |= {"triton"} if re.match(DOORS["triton"], source.path) else set()
         assert {imported.name.partition(".")[0] for imported in imports(source)} <= here, source.path
 
 
@@ -153,7 +155,7 @@ def test_what_a_command_does_not_need_is_not_loaded(module: str, too_early: set[
         ("pretrain/data/loader.py", "import deepspeed.comm as c", "deepspeed is imported in"),
     ],
 )
-def test_the_walk_itself_sees_lazy_relative_and_dynamic_imports(tmp_path: Path, path: str, text: str, says: str) -> None:
+def test_the_walk_sees_lazy_relative_and_dynamic_imports(tmp_path: Path, path: str, text: str, says: str) -> None:
     file = tmp_path / path
     file.parent.mkdir(parents=True)
     file.write_text(text)

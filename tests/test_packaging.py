@@ -26,8 +26,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*PACKAGES, "tests", "benchmarks", "docs"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-w", "out"]
-    built = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    command = "-m pip wheel . --no-deps --no-build-isolation --no-index -w out"
+    built = subprocess.run([sys.executable, *command.split()], cwd=home, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     (found,) = (home / "out").glob("lacuna-*.whl")
     return found
