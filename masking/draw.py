@@ -27,6 +27,10 @@ class Rows:
         """This micro-batch's rows of values (total, ...): (B, ...)."""
         return values.index_select(0, self.ids.to(values.device, non_blocking=True))
 
+    def noise(self, num: int, rng: torch.Generator) -> Tensor:
+        """These rows of noise drawn for the global batch: (B, num) float32, uniform in [0, 1), on rng's device."""
+        return self.take(torch.rand(self.total, num, generator=rng, device=rng.device))
+
 
 class MaskStrategy(Protocol):
     """A frozen dataclass in `masking/strategies/`; its fields are its config."""

@@ -23,4 +23,4 @@ class Uniform:
 
     def scores(self, grid: Grid, rows: Rows, rng: torch.Generator, guidance: Tensor | None) -> Tensor:
         """(B, N) float in [0, 1), independent of each other."""
-        return rows.take(torch.rand(rows.total, grid.num_patches, generator=rng, device=rng.device))
+        return rows.noise(grid.num_patches, rng)

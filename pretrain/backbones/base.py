@@ -1,0 +1,40 @@
+"""What the rest of the system asks of an encoder."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from masking.mask import Grid
+from pretrain.types import Features
+
+
+class Backbone(Protocol):
+    """An nn.Module. Letters: B images, L tokens it is given, D width."""
+
+    width: int  # D
+    num_prefix: int  # class token and registers, in front of the patches
+    patch_size: int
+    grid: Grid
+    checkpointing: bool  # recompute blocks in backward
+
+    def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W), uint8 or normalised floats, to tokens without positions: (B, N, D), or those of ids (B, L)."""
+        ...
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        ids: Tensor | None,
+        *,
+        layers: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        return_kv: bool = False,
+    ) -> Features:
+        """Tokens (B, L, D) of patches ids (B, L), ascending, through the blocks; ids None means the whole grid."""
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters, beside norms and biases, that weight decay must leave alone."""
+        ...

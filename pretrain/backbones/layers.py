@@ -1,0 +1,125 @@
+"""Transformer layers under timm's names. Letters: B images, L tokens, D width, H heads, E = D / H."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from masking.attention.op import attention
+from masking.mask import Grid
+
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection of queries, keys and values."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """x (B, L, D) attends to itself; only the last num_queries rows ask where that is given: (B, L or num_queries, D)."""
+        # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
+        parts = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads).unbind(2)
+        q, k, v = (rearrange(part, "b l h e -> b h l e") for part in parts)
+        if num_queries is not None:
+            q = q[:, :, -num_queries:]
+        return self.proj(rearrange(attention(q, k, v), "b h l e -> b l (h e)"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D), each token by itself."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, section 2.1)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) times gamma."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole images and scales up the others (stochastic depth); draws from torch's own
+    generator, which the step seeds."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D), with images zeroed at random while training."""
+        if not self.training:
+            return x
+        keep_prob = 1 - self.drop_prob
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep_prob).div_(keep_prob)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, layer_scale: float | None = None, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        """x (B, L, D); where num_queries is given only the last so many rows come out: (B, num_queries, D)."""
+        rows = x if num_queries is None else x[:, -num_queries:]
+        x = rows + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_queries)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def run_block(block: Block, x: Tensor, num_queries: int | None = None, *, checkpointing: bool) -> Tensor:
+    """block(x, num_queries), keeping only its input for backward where checkpointing is on."""
+    if not (checkpointing and torch.is_grad_enabled()):
+        return block(x, num_queries)
+    return checkpoint(block, x, num_queries, use_reentrant=False)
+
+
+def sincos_positions(grid: Grid, width: int, num_prefix: int = 0) -> Tensor:
+    """Fixed 2D positions (MAE, appendix A.1): half the channels for the column, half for the row, each half sines then
+    cosines of geometric frequencies; zeros for prefix tokens. (1, num_prefix + N, width) float32."""
+    if width % 4:
+        raise ValueError(f"width={width}; sin-cos positions need a multiple of 4")
+    frequencies = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
+    halves = []
+    for place in (column, row):
+        angles = rearrange(place, "h w -> (h w) 1") * frequencies
+        halves += [angles.sin(), angles.cos()]
+    table = torch.cat(halves, dim=1).float()
+    return rearrange(torch.cat([torch.zeros(num_prefix, width), table]), "n d -> 1 n d")
+
+
+def initialize(module: nn.Module) -> None:
+    """MAE's start: linear weights Xavier uniform, biases zero; norms stay at one and zero."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.xavier_uniform_(child.weight)
+            nn.init.zeros_(child.bias)

@@ -1,0 +1,163 @@
+"""The vision transformer, with timm's names for every weight (`timm.models.vision_transformer.VisionTransformer`).
+
+As there, positions have an entry for the class token, unless registers are used: then they cover patches only (timm's
+`no_embed_class`, the convention of its `reg` models). Letters: B images, N patches, L tokens given, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from masking.mask import Grid
+from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
+from pretrain.patches import PatchScale, gather_patches, patchify
+from pretrain.types import Features
+
+_SIZES = {  # width, depth, heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The encoder that is kept."""
+
+    size: Literal["tiny", "small", "base", "large", "huge"] = "base"  # width, depth and heads of the published models
+    patch_size: int = 16  # side of a patch, pixels
+    class_token: bool = True  # a learned token in front of the patches
+    registers: int = 0  # further learned tokens that belong to no patch
+    positions: Literal["sincos", "learned"] = "sincos"  # fixed sines and cosines as in MAE, or a trained table
+    layer_scale: float | None = None  # start of the learned factor of each residual branch; None: no such factor
+    drop_path: float = 0.0  # probability of dropping a residual branch in the last block, rising from 0 in the first
+    width: int | None = None  # overrides the size's width
+    depth: int | None = None  # overrides the size's number of blocks
+    heads: int | None = None  # overrides the size's number of attention heads
+
+    def dimensions(self) -> tuple[int, int, int]:
+        """(width, depth, heads) after the overrides."""
+        width, depth, heads = _SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+    def build(self, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> ViT:
+        """The encoder with fresh weights; mean and std are per channel, of pixel values in 0..1."""
+        return ViT(self, grid, in_chans, mean, std)
+
+
+class PatchProjection(nn.Module):
+    """The weights of a convolution whose stride is its kernel, applied to patches that are already cut out."""
+
+    def __init__(self, in_chans: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, in_chans, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+
+    def forward(self, patches: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised by scale and shift (P,) in the
+        weights: its values less 127.5 are exact even in bf16, so the image itself is never rounded."""
+        weight = rearrange(self.weight, "d c p q -> d (c p q)")
+        if patches.is_floating_point():
+            return F.linear(patches.to(weight.dtype), weight, self.bias)
+        folded = weight * scale  # float32, whatever the weights are
+        bias = self.bias + (weight * shift).sum(1)
+        centred = patches.to(weight.dtype).sub_(127.5)
+        return F.linear(centred, folded.to(weight.dtype), bias.to(weight.dtype))
+
+
+class PatchEmbed(nn.Module):
+    """From images to one token a patch, touching only the patches asked for."""
+
+    def __init__(
+        self, in_chans: int, patch_size: int, width: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = PatchProjection(in_chans, patch_size, width)
+        self.pixels = PatchScale(mean, std, patch_size)
+
+    def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W), patches ids (B, L) or all: (B, L, D)."""
+        p = self.patch_size
+        patches = patchify(images, p) if ids is None else gather_patches(images, p, ids)
+        return self.proj(patches, self.pixels.scale, self.pixels.shift)
+
+
+class ViT(nn.Module):
+    """Encoder over any subset of an image's patches."""
+
+    cls_token: nn.Parameter | None
+    reg_token: nn.Parameter | None
+    pos_embed: Tensor
+
+    def __init__(
+        self, config: ViTConfig, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.width, depth, heads = config.dimensions()
+        self.grid, self.patch_size, self.in_chans = grid, config.patch_size, in_chans
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.num_prefix = int(config.class_token) + config.registers
+        self.checkpointing = False
+        self.patch_embed = PatchEmbed(in_chans, config.patch_size, self.width, mean, std)
+        self.cls_token = _tokens(1, self.width) if config.class_token else None
+        self.reg_token = _tokens(config.registers, self.width) if config.registers else None
+        self._set_positions(config)
+        rates = torch.linspace(0, config.drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(self.width, heads, config.layer_scale, rate) for rate in rates)
+        self.norm = nn.LayerNorm(self.width, eps=NORM_EPS)
+        initialize(self)
+
+    def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W), uint8 or floats already normalised, to tokens without positions: (B, N, D), or (B, L, D) for
+        the patches ids (B, L) alone, whose pixels are all that is read."""
+        return self.patch_embed(images, ids)
+
+    def forward(self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = ()) -> Features:
+        """Tokens (B, L, D) of patches ids (B, L), ascending (None: the whole grid), through all blocks and the last norm.
+        layers asks for the sequence after those blocks, before any norm."""
+        x = self._with_prefix(tokens, ids)
+        wanted: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            x = run_block(block, x, checkpointing=self.checkpointing)
+            if index in layers:
+                wanted[index] = x
+        return Features(self.norm(x), self.num_prefix, tuple(wanted[index] for index in layers))
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions and tokens; one-dimensional parameters are the optimizer's to find."""
+        return {"pos_embed", "cls_token", "reg_token"} & {name for name, _ in self.named_parameters()}
+
+    def _set_positions(self, config: ViTConfig) -> None:
+        # A fixed table is a buffer: in the state dict as timm expects it, unknown to the optimizer.
+        slots = 0 if config.registers else self.num_prefix
+        if config.positions == "sincos":
+            self.register_buffer("pos_embed", sincos_positions(self.grid, self.width, slots))
+        else:
+            self.pos_embed = _tokens(slots + self.grid.num_patches, self.width)
+
+    def _with_prefix(self, tokens: Tensor, ids: Tensor | None) -> Tensor:
+        """Adds to each token its position and puts class token and registers in front: (B, num_prefix + L, D)."""
+        slots = self.pos_embed.shape[1] - self.grid.num_patches
+        table = self.pos_embed[0, slots:]
+        tokens = tokens + (table if ids is None else table[ids])
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if not prefix:
+            return tokens
+        front = torch.cat(prefix, dim=1)
+        if slots:
+            front = front + self.pos_embed[:, :slots]
+        return torch.cat([front.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+def _tokens(num: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(1, num, width).normal_(std=0.02))

@@ -1,0 +1,141 @@
+"""MAE: predict the pixels of hidden patches (He et al., "Masked Autoencoders Are Scalable Vision Learners", section 3).
+
+Tokens stay in the order [prefix | visible | hidden] from the encoder to the loss: transformer blocks do not care about
+order once positions are added, so nothing is ever put back in raster order. The last decoder block asks its queries, and
+norm and head run, for hidden patches only. The loss is that of the plain formulation (tests/objectives write it out)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from masking.mask import Mask
+from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
+from pretrain.backbones.vit import ViT
+from pretrain.patches import PatchScale, denormalize, gather_patches, unpatchify
+from pretrain.types import Features, Losses, Target
+
+_VAR_EPS = 1e-6  # added to a patch's variance before its root
+
+
+@dataclass(frozen=True)
+class PixelMAEConfig:
+    """Normalised-pixel prediction with a small decoder that is thrown away after pretraining."""
+
+    decoder_width: int = 512  # width of the decoder's tokens
+    decoder_depth: int = 8  # blocks of the decoder
+    decoder_heads: int = 16  # attention heads of the decoder
+    norm_pixels: bool = True  # targets are each patch's pixels less their mean, over their standard deviation
+    predict_ratio: float = 1.0  # share of the hidden patches that is decoded and predicted; below 1 the others are left out
+
+    def build(self, backbone: ViT) -> PixelMAE:
+        """The objective for images as backbone sees them, with fresh weights."""
+        return PixelMAE(self, backbone)
+
+
+class PixelDecoder(nn.Module):
+    """A narrow transformer from encoded visible patches to the pixels of hidden ones."""
+
+    def __init__(self, config: PixelMAEConfig, backbone: ViT) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.checkpointing = False
+        self.num_prefix = backbone.num_prefix
+        self.embed = nn.Linear(backbone.width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        # Row 0 is zeros, the position of prefix tokens; patch i has row i + 1.
+        self.register_buffer("pos_embed", sincos_positions(backbone.grid, width, 1), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, backbone.in_chans * backbone.patch_size**2)
+        initialize(self)
+
+    def forward(self, sequence: Tensor, ids_keep: Tensor, ids_predict: Tensor) -> Tensor:
+        """sequence (B, num_prefix + K, D) of visible patches ids_keep (B, K); predicts patches ids_predict (B, M):
+        (B, M, P), in the space of the target."""
+        table = self.pos_embed[0]
+        visible = self.embed(sequence) + table[F.pad(ids_keep + 1, (self.num_prefix, 0))]
+        x = torch.cat([visible, self.mask_token + table[ids_predict + 1]], dim=1)
+        num_queries = ids_predict.shape[1]
+        for block in self.blocks[:-1]:
+            x = run_block(block, x, checkpointing=self.checkpointing)
+        x = run_block(self.blocks[-1], x, num_queries, checkpointing=self.checkpointing)
+        return self.head(self.norm(x))
+
+
+class PixelMAE(nn.Module):
+    """Decoder, target and loss of MAE."""
+
+    def __init__(self, config: PixelMAEConfig, backbone: ViT) -> None:
+        super().__init__()
+        self.config = config
+        self.mean, self.std = backbone.mean, backbone.std
+        self.patch_size, self.grid = backbone.patch_size, backbone.grid
+        self.decoder = PixelDecoder(config, backbone)
+        self.pixels = PatchScale(backbone.mean, backbone.std, backbone.patch_size)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the decoder's blocks are recomputed in backward."""
+        return self.decoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.decoder.checkpointing = on
+
+    def target(self, images: Tensor) -> Target:
+        """Nothing: the loss reads the pixels of hidden patches, which are known only once the mask is."""
+        return Target()
+
+    def forward(
+        self, backbone: ViT, images: Tensor, mask: Mask, target: Target, rng: torch.Generator | Tensor | None = None
+    ) -> tuple[Losses, Features]:
+        """{"pixel": (B,) float32}, the squared error averaged over predicted patches of images (B, C, H, W) uint8, and
+        the features of visible patches. rng matters where predict_ratio < 1 only; see `predicted_ids`."""
+        ids = mask.ids_mask
+        if self.config.predict_ratio < 1:
+            ids = predicted_ids(mask, self.config.predict_ratio, rng)
+        features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
+        prediction = self.decoder(features.sequence, mask.ids_keep, ids)
+        wanted = self.pixels_of(images, ids)
+        return {"pixel": (prediction - wanted).square().mean((1, 2))}, features
+
+    @torch.no_grad()
+    def pixels_of(self, images: Tensor, ids: Tensor) -> Tensor:
+        """What is predicted for patches ids (B, L) of images (B, C, H, W): (B, L, P) float32."""
+        patches = self.pixels(gather_patches(images, self.patch_size, ids))
+        return normalize_patches(patches) if self.config.norm_pixels else patches
+
+    @torch.no_grad()
+    def reconstruct(self, backbone: ViT, images: Tensor, mask: Mask) -> Tensor:
+        """Visible pixels as they are and predictions for all hidden patches, (B, C, H, W) float32 in 0..1. Normalised
+        predictions get the mean and variance of the true patch back, which the model is not asked to know."""
+        features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
+        hidden = self.decoder(features.sequence, mask.ids_keep, mask.ids_mask).float()
+        if self.config.norm_pixels:
+            truth = self.pixels(gather_patches(images, self.patch_size, mask.ids_mask))
+            var, mean = torch.var_mean(truth, dim=-1, keepdim=True)
+            hidden = hidden * (var + _VAR_EPS).sqrt() + mean
+        visible = self.pixels(gather_patches(images, self.patch_size, mask.ids_keep))
+        patches = denormalize(mask.restore(visible, hidden), self.mean, self.std)
+        return unpatchify(patches, self.patch_size, self.grid.height, self.grid.width).clamp_(0, 1)
+
+
+def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None) -> Tensor:
+    """A random share of each image's hidden patches, at least one, ascending: (B, M') int64. rng is a generator, or the
+    noise itself, (B, N) float, where it is to be rows of a global draw (`Rows.noise`); None draws from torch's own."""
+    if not isinstance(rng, Tensor):
+        rng = torch.rand(mask.hidden.shape, generator=rng, device=mask.hidden.device)
+    count = max(1, round(mask.num_hidden * ratio))
+    chosen = rng.gather(1, mask.ids_mask).argsort(1, stable=True)[:, :count].sort(1).values
+    return mask.ids_mask.gather(1, chosen)
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Each patch (B, L, P) float32 less its mean, over the root of its unbiased variance plus 1e-6: same shape."""
+    num = patches.shape[-1]
+    ratio = (num - 1) / num  # layer_norm divides by the biased variance: the ratio turns one into the other
+    return F.layer_norm(patches, (num,), eps=_VAR_EPS * ratio).mul_(ratio**0.5)
