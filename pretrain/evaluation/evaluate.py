@@ -1,0 +1,139 @@
+"""What a run's encoder is worth without fine-tuning: kNN, a linear probe, and the effective rank of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.backbones.vit import ViT
+from pretrain.errors import ConfigError, DataError, NumericalError
+from pretrain.evaluation.features import Extracted, Gather, extract
+from pretrain.evaluation.knn import knn_predict
+from pretrain.evaluation.linear import fit_probe, held_out
+from pretrain.evaluation.rank import effective_rank
+from pretrain.evaluation.settings import EvaluationConfig
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def evaluate(
+    backbone: ViT,
+    train_batches: Batches,
+    val_batches: Batches | None,
+    cfg: EvaluationConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    gather: Gather | None = None,
+    is_main: bool = True,
+    names: tuple[str, str] = ("the training shards", "the validation shards"),
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Accuracies as shares in 0..1 under `knn` and `linear`, `chance` (the share of the commonest class),
+    `effective_rank`, counts, and `warnings` in words. `extract` says what the batches are and what gather does.
+
+    Without val_batches kNN is asked of every training image with that image left out, and the probe is tested on a
+    fifth of each class, which it was not fitted on. Under several ranks all extract and the main one goes on; others
+    get {}.
+    """
+    options = {"dtype": dtype, "gather": gather, "on_progress": on_progress}
+    train = extract(backbone, train_batches, cfg.pool, cfg.layer, device, **options)
+    val = None if val_batches is None else extract(backbone, val_batches, cfg.pool, cfg.layer, device, **options)
+    return measure(train, val, cfg, names=names) if is_main else {}
+
+
+def measure(
+    train: Extracted,
+    val: Extracted | None,
+    cfg: EvaluationConfig,
+    *,
+    names: tuple[str, str] = ("the training shards", "the validation shards"),
+) -> dict[str, Any]:
+    """`evaluate` from features that are there already."""
+    warnings = [*_check(train, names[0]), *(_check(val, names[1]) if val is not None else [])]
+    x, labels = train.labelled.features, train.labelled.labels
+    classes, labels = labels.unique(return_inverse=True)  # shards may number their classes with gaps
+    if val is None:
+        asked, truth = None, labels
+        warnings.append(f"there is no validation split: images of {names[0]} were tested against the rest of them")
+    else:
+        asked, truth = val.labelled.features, _numbered(val.labelled.labels, classes)
+        warnings += _unknown_words(val.labelled.labels[truth < 0], names)
+    warnings += _choice_words(cfg, len(x) - (val is None))
+    scores: dict[str, Any] = {}
+    if "knn" in cfg.methods:
+        scores["knn"] = _share(knn_predict(x, labels, asked, cfg.k, cfg.temperature) == truth)
+    if "linear" in cfg.methods:
+        scores |= _linear(x, labels, asked, truth)
+    return scores | {
+        "chance": float(truth[truth >= 0].bincount(minlength=1).max()) / len(truth),
+        "effective_rank": effective_rank(train.features),
+        "train_images": len(train.features),
+        "val_images": 0 if val is None else len(val.features),
+        "classes": len(classes),
+        "bad_images": train.num_bad + (0 if val is None else val.num_bad),
+        "warnings": warnings,
+    }
+
+
+def _linear(x: Tensor, labels: Tensor, asked: Tensor | None, truth: Tensor) -> dict[str, float]:
+    if asked is None:
+        held = held_out(labels)
+        x, labels, asked, truth = x[~held], labels[~held], x[held], labels[held]
+    probe = fit_probe(x, labels)
+    return {"linear": _share(probe.predict(asked) == truth), "linear_l2": probe.strength}
+
+
+def _share(right: Tensor) -> float:
+    return int(right.sum()) / len(right)
+
+
+def _numbered(labels: Tensor, classes: Tensor) -> Tensor:
+    """The place of each label (n,) in classes (C,) ascending, -1 where it has none."""
+    place = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[place] == labels, place, -1)
+
+
+def _check(split: Extracted, name: str) -> list[str]:
+    """Words on what is odd about a split; raises for one that cannot be used."""
+    total, labelled = len(split.labels), len(split.labelled.labels)
+    if total == 0:
+        raise DataError(f"{name}: no image could be used ({split.num_bad} could not be decoded)")
+    if labelled == 0:
+        raise ConfigError(
+            f"{name} have no labels, and kNN and the linear probe need one an image: a member .cls (a class number) "
+            "beside it; `lacuna pack` writes them for folders with one folder a class"
+        )
+    if labelled < 2:
+        raise ConfigError(f"{name} have {labelled} labelled image; at least 2 are needed")
+    if not bool(torch.isfinite(split.features).all()):
+        raise NumericalError(f"features of {name} are not finite: the weights of this checkpoint are of no use")
+    words = []
+    if split.num_bad:
+        words.append(f"{split.num_bad} images of {name} could not be decoded and were left out")
+    if labelled < total:
+        words.append(f"{total - labelled} of {total} images of {name} have no label and were left out of the scores")
+    return words
+
+
+def _unknown_words(labels: Tensor, names: tuple[str, str]) -> list[str]:
+    if not len(labels):
+        return []
+    classes = labels.unique().tolist()
+    shown = ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    return [f"{len(labels)} images of {names[1]} are of classes that {names[0]} lack ({shown}): they count as wrong"]
+
+
+def _choice_words(cfg: EvaluationConfig, neighbours: int) -> list[str]:
+    words = []
+    if "knn" in cfg.methods and cfg.k > neighbours:
+        words.append(f"k={cfg.k}, but there are only {neighbours} neighbours: all of them voted")
+    if cfg.pool == "cls":
+        words.append(
+            "pool=cls: nothing in a masked autoencoder's loss asks its class token for anything, and it may score near "
+            "chance although the encoder is fine; compare with pool=mean"
+        )
+    return words

@@ -1,0 +1,116 @@
+"""Frozen features: one vector an image, from an encoder that is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.backbones.vit import ViT
+from pretrain.errors import ConfigError
+
+Pool = Literal["mean", "cls"]
+Gather = Callable[[Tensor], Tensor]  # (n_rank, ...) of this rank -> (n, ...) of all ranks, in the order of the dataset
+
+BAD = -2  # label of a slot whose image could not be used; -1 is a good image without a label
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The features of one split, in the order of the dataset."""
+
+    features: Tensor  # (n, D) float32, on the CPU
+    labels: Tensor  # (n,) int64, -1 where the image has no label
+    num_bad: int  # images that could not be used; they have no row
+
+    @property
+    def labelled(self) -> Extracted:
+        """The rows that have a label."""
+        kept = self.labels >= 0
+        return Extracted(self.features[kept], self.labels[kept], self.num_bad)
+
+
+@torch.no_grad()
+def extract(
+    backbone: ViT,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    pool: Pool = "mean",
+    layer: int = -1,
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    gather: Gather | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Extracted:
+    """Features of every image of batches: pairs of images (B, C, H, W) uint8 and labels (B,) int64, where a label of -2
+    marks an image that could not be decoded. The whole image is shown, without dropout, in float32 or bfloat16.
+
+    Under several ranks each hands in its own batches, image i of the dataset being on rank i mod world, and `gather`
+    puts the rows together again. The modes of backbone's modules are put back afterwards; its weights are only read.
+    """
+    check_pool(backbone, pool, layer)
+    rows, labels = [torch.zeros(0, backbone.width)], [torch.zeros(0, dtype=torch.int64)]
+    device = torch.device(device)
+    with _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for images, batch_labels in batches:
+            rows.append(_pooled(backbone, images.to(device, non_blocking=True), pool, layer).float().cpu())
+            labels.append(batch_labels.to("cpu", torch.int64))
+            if on_progress is not None:
+                on_progress(len(images))
+    features, ids = torch.cat(rows), torch.cat(labels)
+    if gather is not None:
+        features, ids = gather(features), gather(ids)
+    return Extracted(features[ids != BAD], ids[ids != BAD], int((ids == BAD).sum()))
+
+
+def check_pool(backbone: ViT, pool: str, layer: int) -> None:
+    """Raises ConfigError where backbone has no such pooling or block."""
+    depth = len(backbone.blocks)
+    if pool not in ("mean", "cls"):
+        raise ConfigError(f"pool={pool!r}; use mean (of the patch tokens) or cls (the class token)")
+    if pool == "cls" and getattr(backbone, "cls_token", None) is None:
+        raise ConfigError("pool=cls needs a class token and this encoder has none; use pool=mean")
+    if not -1 <= layer < depth:
+        raise ConfigError(f"layer={layer}; this encoder's blocks are 0 to {depth - 1}, or -1 for the last")
+
+
+def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) -> Gather:
+    """A `gather` made of one collective: all_reduce(int64 CPU tensor) gives its sum over all ranks. Row j of rank r is
+    row j * world + r of the result, to the bit."""
+
+    def gather(rows: Tensor) -> Tensor:
+        counts = torch.zeros(world, dtype=torch.int64)
+        counts[rank] = len(rows)
+        total = int(all_reduce(counts).sum())
+        bits = rows.contiguous().view(torch.int32).to(torch.int64) if rows.dtype == torch.float32 else rows
+        placed = torch.zeros(total, *rows.shape[1:], dtype=torch.int64)
+        placed[rank::world] = bits
+        placed = all_reduce(placed)
+        return placed.to(torch.int32).view(torch.float32) if rows.dtype == torch.float32 else placed
+
+    return gather
+
+
+def _pooled(backbone: ViT, images: Tensor, pool: str, layer: int) -> Tensor:
+    """(B, D)."""
+    ids = torch.arange(backbone.grid.num_patches, device=images.device).expand(len(images), -1)
+    tokens = backbone.embed(images)
+    last = layer in (-1, len(backbone.blocks) - 1)
+    features = backbone(tokens, ids, layers=() if last else (layer,))
+    sequence = features.sequence if last else backbone.norm(features.layers[0])
+    return sequence[:, 0] if pool == "cls" else sequence[:, features.num_prefix :].mean(dim=1)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
