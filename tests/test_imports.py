@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# From the bottom up. A module belongs to the longest prefix that fits it, and imports its own component or lower layers.
+# From the bottom up. A module belongs to the longest prefix that fits it and sees its own component or lower layers.
 # Components of one layer do not see each other. What fits nothing below `pretrain` is part of the training loop.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
