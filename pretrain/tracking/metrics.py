@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: metrics, evaluations, bad samples and events as JSON lines; W&B follows them.
+"""What a run leaves behind as it goes on: metrics, evaluations, bad samples and events as JSON lines; W&B follows.
 
 The lines are the source of truth: written by rank 0, one object a step, never fetched from anywhere else. A resumed run
 first cuts back what its checkpoint does not know of, so its files end up equal to those of a run that never stopped.
@@ -35,7 +35,7 @@ class Tracker:
         access: WandbAccess | None = None,
         warn: Callable[[str], None] | None = None,
     ):
-        """resume_step: steps the restored state has behind it, 0 for a new run. wandb_id: from the checkpoint, if any."""
+        """resume_step: steps the restored state has behind it, 0 for a new run. wandb_id: of the checkpoint, if any."""
         self.run_dir = Path(run_dir)
         self.wandb_id = wandb_id
         self._is_main = is_main

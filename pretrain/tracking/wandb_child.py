@@ -2,7 +2,7 @@
 
 Started by `wandb_mirror.Mirror` with the run directory; wandb/job.json says the rest. It lives as long as its standard
 input is open, then sends what is left and ends, within `_GRACE_S` whatever W&B does. What W&B has is not remembered but
-looked up: the server's step where there is one, else the rows that reached the logs in wandb/. So nothing is sent twice.
+looked up: the server's step where there is one, else the rows that reached the logs in wandb/. Nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -131,12 +131,11 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
         console="off", silent=True, init_timeout=_INIT_S, x_stats_pid=os.getppid(),
     )  # fmt: skip
     common = {key: job[key] for key in ("id", "project", "entity", "group", "name", "config")}
+    common |= {"job_type": "pretrain", "save_code": False}
     online = job["mode"] == "probe" and _answers(wandb.Settings().base_url)
     for mode in ("online", "offline") if online else ("offline",):
         try:
-            run = wandb.init(
-                dir=run_dir, mode=mode, resume="allow", job_type="pretrain", settings=settings, save_code=False, **common
-            )
+            run = wandb.init(dir=run_dir, mode=mode, resume="allow", settings=settings, **common)
         except wandb.errors.Error as error:
             print(f"wandb.init({mode}): {error}", file=sys.stderr)
             if mode == "offline":
@@ -156,7 +155,7 @@ def _answers(base_url: str) -> bool:
     if not base_url.startswith(("http://", "https://")):
         return False
     try:
-        urllib.request.urlopen(base_url, timeout=_PROBE_S).close()  # noqa: S310
+        urllib.request.urlopen(base_url, timeout=_PROBE_S).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -183,12 +182,17 @@ def _numbers(row: Record) -> Record:
 def _watch_parent(ending: threading.Event) -> None:
     """Waits for "close" or the end of the pipe (workers forked by training may keep it open) or of the parent."""
     parent = os.getppid()
-    threading.Thread(target=lambda: (sys.stdin.readline(), ending.set()), daemon=True).start()
+    threading.Thread(target=_watch_pipe, args=(ending,), daemon=True).start()
     while os.getppid() == parent and not ending.wait(_POLL_S):
         pass
     ending.set()
     time.sleep(_GRACE_S)
     os._exit(3)
+
+
+def _watch_pipe(ending: threading.Event) -> None:
+    sys.stdin.readline()
+    ending.set()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Reads W&B's transaction log (run-ID.wandb) back: what has truly reached the disk, whatever was killed and when.
 
-The file is a 7-byte header and then LevelDB log framing: 32 KiB blocks of fragments (crc32, length, type), which join to
-protocol buffers. A torn end is where reading stops.
+The file is a 7-byte header and then LevelDB log framing: 32 KiB blocks of fragments (crc32, length, type), which join
+to protocol buffers. A torn end is where reading stops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 def read_records(path: str | Path) -> Iterator[Any]:
     """The wandb_internal_pb2.Record messages of a .wandb file, in order."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
 
     for payload in _payloads(Path(path).read_bytes()):
         record = Record()

@@ -26,7 +26,7 @@ _RESTART_S = (30.0, 120.0, 600.0)  # pauses before a mirror that died is started
 
 
 def choose_mode(wanted: str, access: WandbAccess) -> str | None:
-    """"probe" (online if the server answers, else offline), "offline", or None for no W&B; `wanted` is tracking.wandb."""
+    """What tracking.wandb means: "probe" (online if the server answers, else offline), "offline", or None (no W&B)."""
     if wanted == "off" or (wanted == "auto" and access.mode == "disabled"):
         return None
     if wanted == "offline" or not access.has_key:
@@ -131,4 +131,6 @@ class Mirror:
             self._start_at = time.monotonic() + self._restart_s.pop(0)
         if not self._warned:
             self._warned = True
-            self._warn(f"W&B {why}; training goes on, metrics.jsonl has every step, see {self._run_dir}/wandb/mirror.log")
+            self._warn(
+                f"W&B {why}; training goes on and metrics.jsonl has every step; see {self._run_dir}/wandb/mirror.log"
+            )
