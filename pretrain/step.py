@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from masking.draw import MaskStrategy, Rows, draw
-from masking.mask import Grid, Mask
-from masking.rng import prf
+from masking.mask import Grid
+from masking.rng import generator, prf
 from pretrain.types import Batch, Losses
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Recipe:
     grid: Grid
     seed: int
     batch_size: int  # images in the global batch
+    chooses: bool = False  # the objective predicts a random share of the hidden patches
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def train_step(
         images = batch.images.to(engine.device, non_blocking=True)
         weight = batch.weight.to(engine.device, non_blocking=True) / max(num_valid, 1)
         target = engine.model.objective.target(images)
-        mask = draw_mask(engine, batch, recipe, step, micro, len(batches), target.guidance)
-        losses, _ = engine(images, mask, target)
+        rows = rows_of(engine, batch, recipe, micro)
+        mask = draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, target.guidance, engine.device)
+        losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
         engine.backward(total(shares) * (engine.world * len(batches)))  # undoes DeepSpeed's mean over ranks and micro-batches
         for name, share in shares.items():
@@ -63,15 +65,19 @@ def train_step(
     return StepResult(sums, grad_norm, skipped)
 
 
-def draw_mask(
-    engine: Engine, batch: Batch, recipe: Recipe, step: int, micro: int, num_micro: int, guidance: Tensor | None
-) -> Mask:
-    """The masks of a micro-batch: this rank's rows of the draw for the global batch of step."""
-    per_micro = len(batch.images)
-    first = micro * per_micro * engine.world + engine.rank
-    ids = torch.arange(first, first + per_micro * engine.world, engine.world)
-    rows = Rows(recipe.batch_size, ids)
-    return draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, guidance, engine.device)
+def rows_of(engine: Engine, batch: Batch, recipe: Recipe, micro: int) -> Rows:
+    """Which rows of the global batch this rank's micro-batch number micro holds: every world-th, from its own on."""
+    size = len(batch.images)
+    first = micro * size * engine.world + engine.rank
+    return Rows(recipe.batch_size, torch.arange(first, first + size * engine.world, engine.world))
+
+
+def draw_noise(rows: Rows, recipe: Recipe, step: int, device: torch.device) -> Tensor | None:
+    """(B, N) uniform noise for an objective that predicts some of the hidden patches: rows of the global draw."""
+    if not recipe.chooses:
+        return None
+    rng = generator(recipe.seed, "predict", step, device=device)
+    return rows.take(torch.rand(rows.total, recipe.grid.num_patches, generator=rng, device=device))
 
 
 def total(shares: Losses) -> Tensor:

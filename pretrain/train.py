@@ -155,7 +155,7 @@ def steps_of(config: Config, num_samples: int) -> int:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size)
+    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.predict_ratio < 1)
     stream = _micro_batches(run)
     budget = ErrorBudget(config.data.error_ratio, config.data.error_run)
     records = StepRecords(config, engine, run.sources.train.num_samples)
