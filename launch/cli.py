@@ -58,8 +58,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(verbs, name: str, handler: Callable, help_text: str, **more) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def,type-arg]
     verb = verbs.add_parser(
-        name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".",
-        formatter_class=argparse.RawDescriptionHelpFormatter, **more,
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
     )
     verb.set_defaults(handler=handler)
     return verb
@@ -78,8 +81,14 @@ class _SettingsHelp(argparse.Action):
 
 
 def _add_train(verbs) -> None:  # type: ignore[no-untyped-def]
-    train = _add(verbs, "train", _train, "pretrain from a config; the same command goes on after any interruption",
-                 add_help=False, epilog="example: lacuna train configs/mae_vitb16.py data.train='shards/*.tar' name=first")
+    train = _add(
+        verbs,
+        "train",
+        _train,
+        "pretrain from a config; the same command goes on after any interruption",
+        add_help=False,
+        epilog="example: lacuna train configs/mae_vitb16.py data.train='shards/*.tar' name=first",
+    )
     train.add_argument("config", help="a Python file with config(), see configs/")
     train.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ from the file")
     train.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and start anew")
@@ -99,33 +108,57 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     pack.add_argument("--size", type=int, metavar="PX", help="re-encode with this short side; default: original bytes")
     pack.add_argument("--quality", type=int, default=90, help="JPEG quality when re-encoding (default 90)")
     pack.add_argument("--shard-mb", type=float, default=256, help="size of a shard, megabytes (default 256)")
-    pack.add_argument("--val-share", type=float, default=0.0, help="share of the images put into val shards (default 0)")
+    pack.add_argument(
+        "--val-share", type=float, default=0.0, help="share of the images put into val shards (default 0)"
+    )
     pack.add_argument("--seed", type=int, default=0, help="of the order images are written in (default 0)")
     index = _add(verbs, "index", _index, "validate foreign shards and write the index a run reads")
     index.add_argument("shards", help="a path, glob or brace range, for example 'in1k-{000000..001023}.tar'")
-    index.add_argument("--verify", choices=("header", "decode"), default="decode",
-                       help="look at image headers only, or decode every image once (default)")
-    index.add_argument("--dedupe", choices=("refuse", "keep-first"), default="refuse",
-                       help="what to do about a key that comes twice (default refuse)")
+    index.add_argument(
+        "--verify",
+        choices=("header", "decode"),
+        default="decode",
+        help="look at image headers only, or decode every image once (default)",
+    )
+    index.add_argument(
+        "--dedupe",
+        choices=("refuse", "keep-first"),
+        default="refuse",
+        help="what to do about a key that comes twice (default refuse)",
+    )
 
 
 def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
     evaluate = _add(verbs, "evaluate", _evaluate, "measure the frozen features of a run on labelled images")
     evaluate.add_argument("run", type=Path, help="run directory, for example runs/first")
-    evaluate.add_argument("--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)")
+    evaluate.add_argument(
+        "--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)"
+    )
     evaluate.add_argument("--train-data", help="labelled shards to learn from (default: the run's data.train)")
     evaluate.add_argument("--methods", default="knn,linear", help="knn, linear, or both (default)")
-    evaluate.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)")
-    evaluate.add_argument("--pool", choices=("mean", "cls"), help="mean of the patch tokens, or the class token (default: the run's setting)")
-    evaluate.add_argument("--layer", type=int, help="block whose output is used; -1 is the last (default: the run's setting)")
+    evaluate.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
+    )
+    evaluate.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        help="mean of the patch tokens, or the class token (default: the run's setting)",
+    )
+    evaluate.add_argument(
+        "--layer", type=int, help="block whose output is used; -1 is the last (default: the run's setting)"
+    )
     evaluate.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     evaluate.add_argument("--max-images", type=int, help="use at most so many images of each split")
-    evaluate.add_argument("--untrained", action="store_true", help="measure the same encoder with its initial weights as well")
+    evaluate.add_argument(
+        "--untrained", action="store_true", help="measure the same encoder with its initial weights as well"
+    )
     export = _add(verbs, "export", _export, "write the encoder for downstream code, verified by forward parity")
     export.add_argument("run", type=Path, help="run directory, for example runs/first")
     export.add_argument("--to", choices=("timm",), default="timm", help="whose names and format (default timm)")
     export.add_argument("-o", "--out", type=Path, required=True, help="file to write, for example vit.safetensors")
-    export.add_argument("--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)")
+    export.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
+    )
     export.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     export.add_argument("--force", action="store_true", help="replace an existing file")
     report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")

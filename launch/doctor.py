@@ -67,13 +67,25 @@ def _storage() -> None:
     if os.path.isdir("/dev/shm"):
         shared = os.statvfs("/dev/shm")
         size = shared.f_bavail * shared.f_frsize / 2**30
-        _line("ok" if size > 1 else "MEND", "shm", f"{size:.1f} GiB free in /dev/shm" + ("" if size > 1 else
-              "; loader workers pass batches through it: start the container with --shm-size=8g or use data.workers=0"))
+        _line(
+            "ok" if size > 1 else "MEND",
+            "shm",
+            f"{size:.1f} GiB free in /dev/shm"
+            + (
+                ""
+                if size > 1
+                else "; loader workers pass batches through it: start the container with --shm-size=8g or use data.workers=0"
+            ),
+        )
 
 
 def _files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    _line("ok" if soft >= 1024 else "MEND", "open files", f"limit {soft} (hard {hard})" + ("" if soft >= 1024 else "; ulimit -n 4096"))
+    _line(
+        "ok" if soft >= 1024 else "MEND",
+        "open files",
+        f"limit {soft} (hard {hard})" + ("" if soft >= 1024 else "; ulimit -n 4096"),
+    )
 
 
 def _wandb() -> None:
@@ -91,6 +103,7 @@ def _wandb() -> None:
 
 def _shards(data: str) -> None:
     from pretrain.data.shards import open_shards
+
     from pretrain.data.sources import as_pattern
 
     try:
@@ -98,7 +111,11 @@ def _shards(data: str) -> None:
     except LacunaError as error:
         _line("MEND", "data", str(error))
         raise DataError(f"{data} cannot be trained on; see the line above") from error
-    _line("ok", "data", f"{shards.num_samples:,} images in {len(shards.names)} shards, fingerprint {shards.fingerprint[:12]}")
+    _line(
+        "ok",
+        "data",
+        f"{shards.num_samples:,} images in {len(shards.names)} shards, fingerprint {shards.fingerprint[:12]}",
+    )
 
 
 def _version(name: str) -> str | None:

@@ -53,12 +53,18 @@ def detect(environ: Mapping[str, str] | None = None) -> Environment:
     elif "OMPI_COMM_WORLD_RANK" in env:
         names, launcher = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"), "openmpi"
     else:
-        return Environment(0, 1, 0, "127.0.0.1", _free_port(), "python", job, _int(env, "SLURM_RESTART_COUNT", 0), _deadline(env))
+        return Environment(
+            0, 1, 0, "127.0.0.1", _free_port(), "python", job, _int(env, "SLURM_RESTART_COUNT", 0), _deadline(env)
+        )
     rank, world_size, local_rank = (_int(env, name, 0) for name in names)
     if not 0 <= rank < world_size:
-        raise ConfigError(f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset both or start by torchrun or srun")
+        raise ConfigError(
+            f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset both or start by torchrun or srun"
+        )
     address, port = _address(env, launcher, world_size)
-    return Environment(rank, world_size, local_rank, address, port, launcher, job, _int(env, "SLURM_RESTART_COUNT", 0), _deadline(env))
+    return Environment(
+        rank, world_size, local_rank, address, port, launcher, job, _int(env, "SLURM_RESTART_COUNT", 0), _deadline(env)
+    )
 
 
 def export(environment: Environment) -> None:
@@ -135,7 +141,9 @@ def _address(env: Mapping[str, str], launcher: str, world_size: int) -> tuple[st
     if address is None and launcher == "slurm":
         address = _first_host(env)
     if address is None:
-        raise ConfigError(f"MASTER_ADDR is not set for {world_size} processes; start them by torchrun or srun, or set it")
+        raise ConfigError(
+            f"MASTER_ADDR is not set for {world_size} processes; start them by torchrun or srun, or set it"
+        )
     return address, port
 
 
@@ -166,7 +174,9 @@ def _int(env: Mapping[str, str], name: str, default: int) -> int:
     if text is None or text == "":
         return default
     if not re.fullmatch(r"\d+", text):
-        raise ConfigError(f"the environment variable {name}={text!r} is not a number; unset it or start by torchrun or srun")
+        raise ConfigError(
+            f"the environment variable {name}={text!r} is not a number; unset it or start by torchrun or srun"
+        )
     return int(text)
 
 

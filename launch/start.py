@@ -27,8 +27,13 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
     if place.rank == 0:
         print(f"started by {place.describe()}", flush=True)
     around = Around(
-        place=place, stop=stop, wandb=env.wandb_access(), snapshot=env.snapshot(place), fresh=fresh,
-        allow_change=allow_change, say=_say,
+        place=place,
+        stop=stop,
+        wandb=env.wandb_access(),
+        snapshot=env.snapshot(place),
+        fresh=fresh,
+        allow_change=allow_change,
+        say=_say,
     )
     train(config, around)
 

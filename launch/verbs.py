@@ -13,12 +13,19 @@ from pretrain.errors import ConfigError
 def pack(options: argparse.Namespace) -> None:
     """`lacuna pack`: images to shards, with progress."""
     from pretrain.data.pack import pack as pack_images
+
     from pretrain.tracking.progress import Progress
 
     with Progress(None, "images", "packing") as progress:
         report = pack_images(
-            options.source, options.out, size_px=options.size, quality=options.quality, shard_mb=options.shard_mb,
-            val_share=options.val_share, seed=options.seed, on_progress=progress.to,
+            options.source,
+            options.out,
+            size_px=options.size,
+            quality=options.quality,
+            shard_mb=options.shard_mb,
+            val_share=options.val_share,
+            seed=options.seed,
+            on_progress=progress.to,
         )
     print(report)
 
@@ -26,6 +33,7 @@ def pack(options: argparse.Namespace) -> None:
 def index(options: argparse.Namespace) -> None:
     """`lacuna index`: validates tars, writes their sidecars and the manifest."""
     from pretrain.data.shards import open_shards
+
     from pretrain.data.sources import as_pattern
     from pretrain.tracking.progress import Progress
 
@@ -41,12 +49,12 @@ def index(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """`lacuna evaluate`: one table of methods, for the run's weights and, on request, the untrained encoder."""
     import torch
+    from pretrain.data.shards import open_shards
+    from pretrain.evaluation.load import load_backbone, untrained_backbone
 
     from pretrain.data.evaluation_batches import evaluation_batches
-    from pretrain.data.shards import open_shards
     from pretrain.data.sources import as_pattern, patterns
     from pretrain.evaluation.evaluate import evaluate as measure
-    from pretrain.evaluation.load import load_backbone, untrained_backbone
     from pretrain.tracking.metrics import append_evaluation
 
     loaded = load_backbone(options.run, options.weights, options.step)
@@ -70,7 +78,9 @@ def evaluate(options: argparse.Namespace) -> None:
         result = measure(backbone.to(device), batches(train), batches(val), cfg, device=device)
         print(f"{name}: " + ", ".join(f"{key} {_text(value)}" for key, value in result.items()))
         if name != "untrained":
-            append_evaluation(options.run, {"step": loaded.step, "weights": loaded.which, "by": "lacuna evaluate", **result})
+            append_evaluation(
+                options.run, {"step": loaded.step, "weights": loaded.which, "by": "lacuna evaluate", **result}
+            )
 
 
 def export(options: argparse.Namespace) -> None:

@@ -91,7 +91,9 @@ def check(config: Config, world_size: int = 1) -> None:
 
 def _check_name_and_length(config: Config) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.name):
-        raise ConfigError(f"name={config.name!r}; use letters, digits, '.', '_' and '-', starting with a letter or digit")
+        raise ConfigError(
+            f"name={config.name!r}; use letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
     if (config.epochs is None) == (config.steps is None):
         given = "both are given" if config.epochs is not None else "neither is given"
         raise ConfigError(f"epochs and steps: {given}; give exactly one, for example steps=1000 epochs=none")
@@ -112,7 +114,9 @@ def _check_channels(config: Config) -> None:
     data = config.data
     for key, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != data.in_chans:
-            raise ConfigError(f"data.{key} has {len(values)} values and data.in_chans={data.in_chans}; give one a channel")
+            raise ConfigError(
+                f"data.{key} has {len(values)} values and data.in_chans={data.in_chans}; give one a channel"
+            )
 
 
 def _check_grid(config: Config) -> None:

@@ -144,9 +144,7 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
     if path[0] not in names:
         where = ".".join(key.split(".")[: -len(path)]) or "the config"
-        raise ConfigError(
-            f"unknown setting {key!r}{_did_you_mean(path[0], names)}; {where} has {', '.join(names)}"
-        )
+        raise ConfigError(f"unknown setting {key!r}{_did_you_mean(path[0], names)}; {where} has {', '.join(names)}")
     current = getattr(node, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):
@@ -184,7 +182,12 @@ def _tuple_hint(hint: Any) -> bool:
 
 
 def _as_float(value: Any, hint: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and float in (hint, *get_args(hint)) and not _conforms_int(hint):
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and float in (hint, *get_args(hint))
+        and not _conforms_int(hint)
+    ):
         return float(value)
     return value
 

@@ -12,9 +12,24 @@ from pretrain.errors import ConfigError
 
 # Settings that change how a run is carried out and leave its samples, masks and updates alone.
 _FREE = (
-    "runs_dir", "data.val", "data.workers", "data.prefetch", "data.timeout_s", "data.cache_dir", "data.cache_gb",
-    "data.error_ratio", "data.error_run", "engine.zero_stage", "engine.accumulation", "engine.activation_checkpointing",
-    "engine.compile", "engine.max_skipped", "engine.collective_timeout_s", "checkpoint.", "tracking.", "evaluation.",
+    "runs_dir",
+    "data.val",
+    "data.workers",
+    "data.prefetch",
+    "data.timeout_s",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.error_ratio",
+    "data.error_run",
+    "engine.zero_stage",
+    "engine.accumulation",
+    "engine.activation_checkpointing",
+    "engine.compile",
+    "engine.max_skipped",
+    "engine.collective_timeout_s",
+    "checkpoint.",
+    "tracking.",
+    "evaluation.",
 )
 
 
@@ -59,4 +74,6 @@ def _make(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the run directory {run_dir} cannot be made ({error.strerror}); set runs_dir to one you can write") from error
+        raise ConfigError(
+            f"the run directory {run_dir} cannot be made ({error.strerror}); set runs_dir to one you can write"
+        ) from error

@@ -65,8 +65,12 @@ class Observer:
         if self._sources.val is None:
             return
         result = evaluate(
-            model.backbone, self._batches(self._sources.train), self._batches(self._sources.val), cfg,
-            device=self._engine.device, is_main=self._engine.rank == 0,
+            model.backbone,
+            self._batches(self._sources.train),
+            self._batches(self._sources.val),
+            cfg,
+            device=self._engine.device,
+            is_main=self._engine.rank == 0,
         )
         del model
         self._tracker.evaluation({"step": step, "weights": "ema" if ema else "model", **result})
@@ -86,7 +90,9 @@ class Observer:
         if self._images is None:
             number = self._config.tracking.panel_images
             shards = self._sources.val or self._sources.train
-            batches = evaluation_batches(shards, self._config.data, batch_size=number, rank=0, world=1, max_images=number)
+            batches = evaluation_batches(
+                shards, self._config.data, batch_size=number, rank=0, world=1, max_images=number
+            )
             self._images = torch.cat([images for images, _ in islice(batches, 1)])[:number]
         return self._images.to(self._engine.device)
 

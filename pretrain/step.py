@@ -58,7 +58,9 @@ def train_step(
         mask = draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, target.guidance, engine.device)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
-        engine.backward(total(shares) * (engine.world * len(batches)))  # undoes DeepSpeed's mean over ranks and micro-batches
+        engine.backward(
+            total(shares) * (engine.world * len(batches))
+        )  # undoes DeepSpeed's mean over ranks and micro-batches
         for name, share in shares.items():
             sums[name] = sums.get(name, 0) + share.detach()
     grad_norm, skipped = engine.step(lr)

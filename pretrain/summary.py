@@ -30,6 +30,10 @@ def summary(config: Config, engine: Engine, sources: Sources, state: RunState, t
         f"now {rate(state.step, total_steps, config.optim, size):.3g}",
         f"engine    DeepSpeed ZeRO {config.engine.zero_stage}, {engine.precision} on {engine.device}",
     ]
-    start = f"step {state.step:,} of {total_steps:,}, from its checkpoint" if state.step else f"weights drawn from seed {config.seed}"
+    start = (
+        f"step {state.step:,} of {total_steps:,}, from its checkpoint"
+        if state.step
+        else f"weights drawn from seed {config.seed}"
+    )
     lines.append(f"start     {start}")
     return "\n".join(lines)

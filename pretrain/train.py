@@ -119,13 +119,21 @@ def _open(config: Config, around: Around) -> Run:
     is_main = around.place.rank == 0
     sources = open_sources(config.data, Path(config.runs_dir), is_main, barrier=barrier)
     engine = Engine(
-        build_model(config), config.optim, config.engine,
-        batch_size=config.data.batch_size, run_dir=config.run_dir, environment=around.place,
+        build_model(config),
+        config.optim,
+        config.engine,
+        batch_size=config.data.batch_size,
+        run_dir=config.run_dir,
+        environment=around.place,
     )
     total_steps = steps_of(config, sources.train.num_samples)
     fresh = RunState(
-        step=0, fingerprint=sources.train.fingerprint, seed=config.seed, batch_size=config.data.batch_size,
-        lanes=config.data.lanes, block=config.data.block,
+        step=0,
+        fingerprint=sources.train.fingerprint,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        lanes=config.data.lanes,
+        block=config.data.block,
     )
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine)
     state = checkpoints.restore(fresh)
@@ -133,8 +141,13 @@ def _open(config: Config, around: Around) -> Run:
         write_config(config, config.run_dir / "config.json")
         (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
     tracker = Tracker(
-        config.run_dir, to_json(config), config.tracking, is_main=is_main, resume_step=state.step,
-        wandb_id=state.wandb_id, access=around.wandb,
+        config.run_dir,
+        to_json(config),
+        config.tracking,
+        is_main=is_main,
+        resume_step=state.step,
+        wandb_id=state.wandb_id,
+        access=around.wandb,
     )
     state = replace(state, wandb_id=tracker.wandb_id)
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
@@ -155,7 +168,9 @@ def steps_of(config: Config, num_samples: int) -> int:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.predict_ratio < 1)
+    recipe = Recipe(
+        config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.predict_ratio < 1
+    )
     stream = _micro_batches(run)
     budget = ErrorBudget(config.data.error_ratio, config.data.error_run)
     records = StepRecords(config, engine, run.sources.train.num_samples)
@@ -184,8 +199,14 @@ def _loop(run: Run, around: Around) -> None:
 def _micro_batches(run: Run) -> Iterator[Batch]:
     config, engine = run.config, run.engine
     return build_loader(
-        run.sources.train, config.data, config.seed, rank=engine.rank, world=engine.world,
-        accumulation=config.engine.accumulation, start_step=run.state.step, device=engine.device,
+        run.sources.train,
+        config.data,
+        config.seed,
+        rank=engine.rank,
+        world=engine.world,
+        accumulation=config.engine.accumulation,
+        start_step=run.state.step,
+        device=engine.device,
     )
 
 

@@ -127,10 +127,20 @@ def test_a_misspelt_key_is_refused_with_the_right_one(tiny: Config, key: str) ->
 
 
 def test_overrides_take_the_type_of_their_field(tiny: Config) -> None:
-    new = apply_overrides(tiny, [
-        "data.train=a-{000..003}.tar", "optim.base_lr=1e-4", "data.image_size=32,48", "engine.ema_decay=none",
-        "engine.compile=false", "evaluation.methods=knn,linear", "optim.clip_norm=1", "name=123", "mask.ratio.hidden=0.5",
-    ])
+    new = apply_overrides(
+        tiny,
+        [
+            "data.train=a-{000..003}.tar",
+            "optim.base_lr=1e-4",
+            "data.image_size=32,48",
+            "engine.ema_decay=none",
+            "engine.compile=false",
+            "evaluation.methods=knn,linear",
+            "optim.clip_norm=1",
+            "name=123",
+            "mask.ratio.hidden=0.5",
+        ],
+    )
     assert new.data.train == "a-{000..003}.tar" and new.optim.base_lr == 1e-4 and new.data.image_size == (32, 48)
     assert new.engine.ema_decay is None and new.engine.compile is False and new.evaluation.methods == ("knn", "linear")
     assert new.optim.clip_norm == 1.0 and isinstance(new.optim.clip_norm, float) and new.name == "123"
@@ -177,7 +187,16 @@ def test_a_bad_config_is_refused_before_deepspeed_and_with_exit_code_78(tmp_path
         "import sys; from launch.cli import main; code = main(sys.argv[1:]); "
         "print('deepspeed' in sys.modules, 'webdataset' in sys.modules); sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, "train", str(TINY), "data.batch_size=63", f"runs_dir={tmp_path}", "engine.accumulation=2"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "train",
+        str(TINY),
+        "data.batch_size=63",
+        f"runs_dir={tmp_path}",
+        "engine.accumulation=2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 78
     assert done.stdout.strip() == "False False"

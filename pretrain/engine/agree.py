@@ -72,7 +72,14 @@ def barrier() -> None:
 def is_peer_failure(error: BaseException) -> bool:
     """Whether error says that another process died or hung, rather than that this one is wrong."""
     text = str(error).lower()
-    signs = ("connection closed by peer", "connection reset by peer", "gloo", "broken pipe", "nccl", "timed out waiting")
+    signs = (
+        "connection closed by peer",
+        "connection reset by peer",
+        "gloo",
+        "broken pipe",
+        "nccl",
+        "timed out waiting",
+    )
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
