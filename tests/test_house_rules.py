@@ -48,6 +48,17 @@ def test_files_stay_under_300_lines() -> None:
     assert [path for path in LONGER_FILES if lengths.get(path, 0) <= MAX_LINES] == [], "needless exceptions"
 
 
+def test_functions_stay_under_40_lines_or_say_why_they_are_long() -> None:
+    too_long = [
+        f"{source.path}:{node.lineno} {node.name}"
+        for source in sources(*FOLDERS)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 40
+        if "# long:" not in (ast.get_source_segment(source.text, node) or "")
+    ]
+    assert too_long == []
+
+
 def test_a_file_is_named_for_its_idea() -> None:
     assert [source.path for source in sources(*FOLDERS) if Path(source.path).stem in NAMELESS] == []
 
@@ -160,12 +171,25 @@ def _is_constant(node: ast.expr | None, value: object) -> bool:
 
 
 def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Public functions, classes and their public methods; a property's setter and an overload speak through another."""
+    """Public functions, classes and their public methods. An override speaks through the method of its base class in the
+    same file, the stub of a protocol through whoever implements it."""
+    spoken = {
+        (node.name, method.name)
+        for node in body if isinstance(node, ast.ClassDef)
+        for method in node.body if isinstance(method, ast.FunctionDef) and ast.get_docstring(method)
+    }
     for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _is_stub(node):
             yield node
-            if isinstance(node, ast.ClassDef):
-                yield from _public(node.body)
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            bases = [ast.unparse(base) for base in node.bases]
+            yield from (method for method in _public(node.body)
+                        if not any((base, method.name) in spoken for base in bases))
+
+
+def _is_stub(node: ast.FunctionDef) -> bool:
+    return len(node.body) == 1 and ast.unparse(node.body[0]) == "..."
 
 
 def _is_settings(source: Source, node: ast.ClassDef) -> bool:
