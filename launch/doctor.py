@@ -74,7 +74,7 @@ def _storage() -> None:
             + (
                 ""
                 if size > 1
-                else "; loader workers pass batches through it: start the container with --shm-size=8g or use data.workers=0"
+                else "; loader workers pass batches through it: use docker run --shm-size=8g, or data.workers=0"
             ),
         )
 

@@ -59,7 +59,7 @@ def detect(environ: Mapping[str, str] | None = None) -> Environment:
     rank, world_size, local_rank = (_int(env, name, 0) for name in names)
     if not 0 <= rank < world_size:
         raise ConfigError(
-            f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset both or start by torchrun or srun"
+            f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset both, or start by torchrun"
         )
     address, port = _address(env, launcher, world_size)
     return Environment(

@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot be meant, each refused in one sentence with its fix, before anything is opened."""
+"""Combinations of settings that cannot be meant, each refused in one sentence with its fix."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _check_grid(config: Config) -> None:
             low = length // patch * patch
             near = f"{low} or {low + patch}" if low else f"{patch}"
             raise ConfigError(
-                f"data.image_size={height},{width}: the {name} {length} is not a multiple of backbone.patch_size={patch}; "
+                f"data.image_size={height},{width}: the {name} is not a multiple of backbone.patch_size={patch}; "
                 f"the nearest that are: {near}"
             )
     grid = Grid(height // patch, width // patch)

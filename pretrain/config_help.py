@@ -1,4 +1,4 @@
-"""Every setting with its type, default and meaning, read from the dataclasses: the comment behind a field is its help."""
+"""Every setting with its type, default and meaning, from the dataclasses: the comment behind a field is its help."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _FREE = (
 
 
 def settle(config: Config, *, fresh: bool, allow_change: bool, is_main: bool) -> Config:
-    """config with what is decided at a run's first start filled in; refused if it differs from the run it would go on with.
+    """config with what is decided at a run's first start filled in; refused if it differs from the run it goes on with.
 
     fresh moves an earlier run directory of this name aside (rank 0 does it, before the others look).
     """
@@ -53,8 +53,8 @@ def settle(config: Config, *, fresh: bool, allow_change: bool, is_main: bool) ->
         key, old, new = changed[0]
         more = f" ({len(changed) - 1} more differ)" if len(changed) > 1 else ""
         raise ConfigError(
-            f"{key} was {old!r} when {run_dir} began and is now {new!r}{more}; use name=... for a new run, --fresh to start "
-            "this one anew, or --allow-change to go on with the new value"
+            f"{key} was {old!r} when {run_dir} began and is now {new!r}{more}; use name=... for a new run, --fresh to "
+            "start this one anew, or --allow-change to go on with the new value"
         )
     return config
 

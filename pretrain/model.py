@@ -24,8 +24,8 @@ class PretrainModel(nn.Module):
     def forward(
         self, images: Tensor, mask: Mask, target: Target, noise: Tensor | None = None
     ) -> tuple[Losses, Features]:
-        """images (B, C, H, W) uint8 and, for objectives that choose among hidden patches, noise (B, N) -> losses, name ->
-        (B,) float32, and the encoder's features of the visible patches."""
+        """images (B, C, H, W) uint8 and, for objectives that choose among hidden patches, noise (B, N) -> losses,
+        name -> (B,) float32, and the encoder's features of the visible patches."""
         return self.objective(self.backbone, images, mask, target, noise)
 
     def no_weight_decay(self) -> set[str]:

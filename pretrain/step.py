@@ -1,9 +1,9 @@
-"""One optimizer step, from this rank's micro-batches to the update: a pure function of the weights, the samples and the step.
+"""One optimizer step, from this rank's micro-batches to the update: a function of weights, samples and step alone.
 
-    target -> mask -> engine forward -> weighted loss -> backward, for each micro-batch; then one update at the given rate.
+    target -> mask -> engine forward -> weighted loss -> backward, for each micro-batch; then one update.
 
-Nothing here waits for the device. A loss is the mean over the valid images of the *global* batch: an image that could not
-be used has weight 0 and the others count as if the batch had been that much smaller.
+Nothing here waits for the device. A loss is the mean over the valid images of the *global* batch: an image that could
+not be used has weight 0 and the others count as if the batch had been that much smaller.
 """
 
 from __future__ import annotations

@@ -21,11 +21,12 @@ def summary(config: Config, engine: Engine, sources: Sources, state: RunState, t
     height, width = data.image_size
     lines = [
         f"run       {config.name} in {config.run_dir}",
-        f"data      {number:,} images in {len(sources.train.names)} shards, fingerprint {sources.train.fingerprint[:12]}",
-        f"length    {total_steps:,} steps = {seen:,} crops = {passes:.4g} passes{crops}, without replacement: each image is "
-        f"seen {int(passes * data.crops_per_decode)} or {int(passes * data.crops_per_decode) + 1} times",
-        f"batch     {size} images a step = {micro} x {config.engine.accumulation} accumulated x {engine.world} processes, "
-        f"{height}x{width} px",
+        f"data      {number:,} images in {len(sources.train.names)} shards, "
+        f"fingerprint {sources.train.fingerprint[:12]}",
+        f"length    {total_steps:,} steps = {seen:,} crops = {passes:.4g} passes{crops}, without replacement: each "
+        f"image is seen {int(passes * data.crops_per_decode)} or {int(passes * data.crops_per_decode) + 1} times",
+        f"batch     {size} images a step = {micro} x {config.engine.accumulation} accumulated x {engine.world} "
+        f"processes, {height}x{width} px",
         f"rate      peak {peak:.3g} (base {config.optim.base_lr:g} x {size}/256), "
         f"now {rate(state.step, total_steps, config.optim, size):.3g}",
         f"engine    DeepSpeed ZeRO {config.engine.zero_stage}, {engine.precision} on {engine.device}",

@@ -1,7 +1,7 @@
 """The run: open the data, build the model, resume, then one loop of steps until the last one or until asked to stop.
 
 The state of a run is its step: data, augmentation, masks and dropout of a step follow from (seed, step). So the loop
-below asks for step s, trains on it, and at the marks given by the config writes lines, pictures, evaluations, checkpoints.
+below asks for step s, trains on it, and at the marks of the config writes lines, pictures, evaluations, checkpoints.
 """
 
 from __future__ import annotations

@@ -205,6 +205,7 @@ def test_a_bad_config_is_refused_before_deepspeed_and_with_exit_code_78(tmp_path
 
 
 def test_help_needs_neither_torch_nor_a_config() -> None:
-    program = "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    program = "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: "
+    program += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert "pretrain from a config" in done.stdout and done.stdout.strip().endswith("False")

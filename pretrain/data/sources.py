@@ -20,7 +20,7 @@ class Sources:
 
 
 def open_sources(data: DataConfig, cache_dir: Path, is_main: bool, *, barrier: Callable[[], None]) -> Sources:
-    """Opens data.train and data.val. cache_dir keeps the packed "embedded" photographs. Raises ConfigError, DataError."""
+    """Opens data.train and data.val. cache_dir keeps packed "embedded" photographs. Raises ConfigError, DataError."""
     if is_main:
         sources = _open(data, cache_dir)
         barrier()
