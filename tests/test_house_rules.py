@@ -171,8 +171,8 @@ def _is_constant(node: ast.expr | None, value: object) -> bool:
 
 
 def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Public functions, classes and their public methods. An override speaks through the method of its base class in the
-    same file, the stub of a protocol through whoever implements it."""
+    """Public functions, classes and their public methods. An override speaks through the method of its base in the same
+    file, the stub of a protocol through whoever implements it."""
     spoken = {
         (node.name, method.name)
         for node in body if isinstance(node, ast.ClassDef)
