@@ -76,7 +76,8 @@ def _by_pillow(data: bytes, header: Header, in_chans: int) -> tuple[np.ndarray, 
 def _channels(image: Image.Image, in_chans: int) -> np.ndarray:
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
-        high = (np.asarray(image).astype(np.int32).clip(0, 65_535) >> 8).astype(np.uint8)  # convert("L") would clip at 255
+        wide = np.asarray(image).astype(np.int32).clip(0, 65_535)
+        high = (wide >> 8).astype(np.uint8)  # convert("L") would clip at 255
         return np.repeat(high[..., None], in_chans, axis=2)
     pixels = np.array(image.convert("RGB" if in_chans == 3 else "L"))
     return pixels if in_chans == 3 else pixels[..., None]

@@ -7,11 +7,11 @@ import re
 import struct
 from dataclasses import dataclass
 
-_MARKER = re.compile(rb"\xff([^\x00\xff])")  # as libjpeg finds the next one: fill bytes and stuffed zeros are passed over
+_MARKER = re.compile(rb"\xff([^\x00\xff])")  # as libjpeg finds the next: fill bytes and stuffed zeros are passed over
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the JPEG start-of-frame markers
 _LONE = frozenset(range(0xD0, 0xD8)) | {0x01}  # JPEG markers without a length
 _NPY = re.compile(rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n")
-_REFUSED = ((b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"%!PS", "EPS"), (b"<", "HTML or XML"))
+_REFUSED = ((b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"%!PS", "EPS"), (b"<", "HTML"))
 
 
 class BadImage(ValueError):
@@ -49,7 +49,7 @@ def read_header(data: bytes) -> Header:
 
 
 def orientation(exif: bytes) -> int:
-    """EXIF orientation 1..8 from a TIFF block, with or without its `Exif` prefix; 1 for whatever is malformed or absent."""
+    """EXIF orientation 1..8 from a TIFF block, with or without its `Exif` prefix; 1 where malformed or absent."""
     tiff = exif[6:] if exif[:6] == b"Exif\0\0" else exif
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

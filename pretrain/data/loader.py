@@ -1,0 +1,211 @@
+"""From positions in the endless stream to micro-batches: a webdataset pipeline around our own source.
+
+    PlanSource -> decode -> crops -> collate         in worker processes
+    Loader                                           in the training process: batches in the order of their steps
+
+What stands in a batch follows from (shards, config, seed, step, rank, world, accumulation): not from the number of
+workers, and not from where a run was stopped. Worker w of K makes units w, w + K, ... counted from the start; a unit is
+one micro-batch, or, with `crops_per_decode=k`, the k micro-batches that k consecutive steps cut from the same images.
+So k steps make a super-step: super-step S = step // k trains on positions [S * B, (S + 1) * B), on crop step % k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from masking.rng import prf
+from pretrain.data.augment import crop_and_flip, crop_key
+from pretrain.data.bad_samples import ErrorBudget
+from pretrain.data.decode import BadImage, decode
+from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
+from pretrain.data.settings import DataConfig
+from pretrain.data.shards import BadBytes, ShardSet
+from pretrain.data.tar_index import IMAGE_EXTENSIONS, image_extension
+from pretrain.data.workers import Fetcher, check_shared_memory, refusals
+from pretrain.types import BadSample, Batch
+
+__all__ = ["ErrorBudget", "Loader", "PlanSource", "build_loader", "collate", "decode_sample", "read_sample"]
+
+Sample = dict[str, Any]  # webdataset's: members by extension, and what we know of it between double underscores
+
+
+def build_loader(
+    shards: ShardSet, cfg: DataConfig, seed: int, *, rank: int, world: int, accumulation: int, start_step: int,
+    device: torch.device | str = "cpu",
+) -> Loader:  # fmt: skip
+    """This rank's micro-batches from optimizer step start_step on, without end; `accumulation` of them make a step."""
+    source = PlanSource(shards, cfg, seed, rank, world, accumulation, start_step)
+    return Loader(source, pin=torch.device(device).type == "cuda")
+
+
+class PlanSource(IterableDataset[Sample]):
+    """The samples of one rank in the order of its micro-batches, undecoded; a worker yields those of its own units."""
+
+    def __init__(
+        self, shards: ShardSet, cfg: DataConfig, seed: int, rank: int, world: int, accumulation: int, start_step: int
+    ) -> None:
+        self.shards, self.cfg, self.seed, self.start_step = shards, cfg, seed, start_step
+        self.order = Order(shards.lengths, seed, cfg.lanes, cfg.block)
+        self.rank, self.world, self.accumulation = rank, world, accumulation
+        self.micro_size = len(rank_positions(0, cfg.batch_size, rank, world, accumulation)[0])
+
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        first, stride = (info.id, info.num_workers) if info else (0, 1)
+        for positions, crops in islice(self.units(), first, None, stride):
+            _, shards, samples = self.order.locate(positions)
+            for position, shard, sample in zip(positions.tolist(), shards.tolist(), samples.tolist(), strict=True):
+                known = {"__at__": (position, shard, sample), "__crops__": crops}
+                yield {**read_sample(self.shards, shard, sample), **known}
+
+    def units(self) -> Iterator[tuple[np.ndarray, range]]:
+        """Endless (positions (micro_size,) int64, crops to cut of them), from start_step on."""
+        many = self.cfg.crops_per_decode
+        first, cut = divmod(self.start_step, many)
+        for super_step in count(first):
+            crops = range(cut if super_step == first else 0, many)
+            for positions in rank_positions(super_step, self.cfg.batch_size, self.rank, self.world, self.accumulation):
+                yield positions, crops
+
+    def shards_of(self, unit: int) -> list[str]:
+        """Names of the shards that a unit reads, counted from the start."""
+        positions, _ = next(islice(self.units(), unit, None))
+        return sorted({self.shards.names[shard] for shard in self.order.locate(positions)[1].tolist()})
+
+
+def read_sample(shards: ShardSet, shard: int, sample: int) -> Sample:
+    """The sample's members as bytes, or `__bad__` with the reason where its bytes are not what they were."""
+    try:
+        return dict(shards.read(shard, sample))
+    except BadBytes as error:
+        return {"__key__": shards.key(shard, sample), "__url__": shards.names[shard], "__bad__": str(error)}
+
+
+def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
+    """The sample with `image` (H, W, C) uint8 in the place of its bytes, or with the reason why not as `__bad__`."""
+    known = {name: value for name, value in sample.items() if name.startswith("__")} | {"label": _label(sample)}
+    if "__bad__" in sample:
+        return known
+    extension = image_extension(list(sample))
+    if extension is None:
+        return {**known, "__bad__": f"no image among its members; one of {', '.join(IMAGE_EXTENSIONS)} is needed"}
+    try:
+        return {**known, "image": decode(sample[extension], cfg.in_chans, cfg.max_pixels, cfg.apply_exif)}
+    except BadImage as error:
+        return {**known, "__bad__": str(error)}
+
+
+def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str, Any]]:
+    """Units of micro_size samples: images (crops, B, C, H, W) uint8 in one piece of shared memory, and small arrays."""
+    while group := list(islice(samples, source.micro_size)):
+        crops = group[0]["__crops__"]
+        images = default_collate([sample["crops"][index] for index in range(len(crops)) for sample in group])
+        at = [sample["__at__"] for sample in group]
+        status = [BAD if "__bad__" in sample else OK for sample in group]
+        shares = [
+            sample_digest(source.shards.digests[shard], index, state)
+            for (_, shard, index), state in zip(at, status, strict=True)
+        ]
+        yield {
+            "images": images.unflatten(0, (len(crops), len(group))),
+            "labels": np.array([sample["label"] for sample in group], np.int64),
+            "weight": np.array([float(state == OK) for state in status], np.float32),
+            "positions": np.array([position for position, _, _ in at], np.int64),
+            "digests": [sum(prf(share, "crop", crop) if crop else share for share in shares) % 2**64 for crop in crops],
+            "bad": [_bad(sample, source.shards) for sample in group if "__bad__" in sample],
+        }
+
+
+class Loader:
+    """Iterates micro-batches in the order of their steps, without end. `close` ends its workers."""
+
+    def __init__(self, source: PlanSource, pin: bool) -> None:
+        cfg = source.cfg
+        pipeline = wds.DataPipeline(
+            source,
+            wds.map(partial(decode_sample, cfg=cfg)),
+            wds.map(partial(_cut, cfg=cfg, seed=source.seed)),
+            partial(collate, source=source),
+            refusals,
+        )
+        if cfg.workers:
+            unit_bytes = cfg.crops_per_decode * source.micro_size * cfg.in_chans * cfg.image_size[0] * cfg.image_size[1]
+            check_shared_memory(cfg.workers * (cfg.prefetch + 1) + source.accumulation, unit_bytes)
+        self._source, self._units_taken = source, 0
+        self._units = Fetcher(
+            pipeline, workers=cfg.workers, prefetch=cfg.prefetch, timeout_s=cfg.timeout_s, pin=pin,
+            awaited=self._awaited,
+        )  # fmt: skip
+        self._batches = self._in_order()
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next micro-batch. DataError where data is unavailable, SavedForLater where a worker died or hangs."""
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._units.close()
+
+    def _in_order(self) -> Iterator[Batch]:
+        """Units come by micro-batch, each with all its crops; steps want the first crop of all units, then the next."""
+        while True:
+            units = []
+            for _ in range(self._source.accumulation):
+                units.append(next(self._units, None))
+                if units[-1] is None:
+                    return
+                self._units_taken += 1
+                yield _batch(units[-1], 0)
+            for crop in range(1, len(units[0]["digests"])):
+                for unit in units:
+                    yield _batch(unit, crop)
+
+    def _awaited(self) -> str:
+        return f" while reading {', '.join(self._source.shards_of(self._units_taken)[:8])}"
+
+
+def _cut(sample: Sample, cfg: DataConfig, seed: int) -> Sample:
+    image, crops = sample.pop("image", None), sample["__crops__"]
+    if image is None:
+        sample["crops"] = [torch.zeros((cfg.in_chans, *cfg.image_size), dtype=torch.uint8)] * len(crops)
+    else:
+        position = sample["__at__"][0]
+        sample["crops"] = [crop_and_flip(image, crop_key(seed, position, crop), cfg) for crop in crops]
+    return sample
+
+
+def _batch(unit: dict[str, Any], crop: int) -> Batch:
+    return Batch(
+        images=unit["images"][crop],
+        labels=_tensor(unit["labels"]),
+        weight=_tensor(unit["weight"]),
+        positions=_tensor(unit["positions"]),
+        digest=unit["digests"][crop],
+        bad=tuple(unit["bad"]),
+    )
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values)
+
+
+def _label(sample: Sample) -> int:
+    """The class index of a sample, -1 where it has none: labels are for evaluation, never needed to train."""
+    text = sample.get("cls", b"")
+    return int(text) if text.strip().isdigit() else -1
+
+
+def _bad(sample: Sample, shards: ShardSet) -> BadSample:
+    position, shard, _ = sample["__at__"]
+    return BadSample(position, shards.names[shard], sample["__key__"], sample["__bad__"])
