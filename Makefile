@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install ## pretrain on photographs that ship inside scikit-image, evaluate, write a report
 	$(BIN)/lacuna train configs/demo.py
-	$(BIN)/lacuna evaluate $(RUN) --methods knn,linear
+	$(BIN)/lacuna evaluate $(RUN) --methods knn,linear --untrained
 	$(BIN)/lacuna report $(RUN)
 	@echo "The report is $(CURDIR)/$(RUN)/report.html: open it in a browser."
 
