@@ -51,9 +51,10 @@ class Tracker:
         self._evaluated = {record.get("step") for record in read_lines(self.run_dir / "evaluations.jsonl")}
         self._last_step = resume_step
         self.wandb_id = wandb_id or _stored_id(self.run_dir)
-        mode = choose_mode(cfg.wandb, access or WandbAccess())
+        access = access or WandbAccess()
+        mode = choose_mode(cfg.wandb, access)
         if mode is not None:
-            self._mirror = Mirror(self.run_dir, self.wandb_id, config_json, cfg, mode, self._warn_once)
+            self._mirror = Mirror(self.run_dir, self.wandb_id, config_json, cfg, mode, access.base_url, self._warn_once)
             self._mirror.start()
 
     def log(self, records: Sequence[Record]) -> None:

@@ -27,7 +27,7 @@ from pretrain.tracking.wandb_log import read_history
 _POLL_S = 1.0
 _GRACE_S = 30.0  # from the end of the parent to the end of this process
 _PROBE_S = 5.0
-_INIT_S = 45.0
+_INIT_S = 30.0
 _TEXT_KEYS = ("loss_hex", "digest")  # for comparing runs to the bit, not for curves
 
 
@@ -128,11 +128,11 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
 
     settings = wandb.Settings(
         save_code=False, disable_code=True, disable_git=True, disable_job_creation=True, x_save_requirements=False,
-        console="off", silent=True, init_timeout=_INIT_S, x_stats_pid=os.getppid(),
+        console="off", silent=True, base_url=job["base_url"], init_timeout=_INIT_S, x_stats_pid=os.getppid(),
     )  # fmt: skip
     common = {key: job[key] for key in ("id", "project", "entity", "group", "name", "config")}
     common |= {"job_type": "pretrain", "save_code": False}
-    online = job["mode"] == "probe" and _answers(wandb.Settings().base_url)
+    online = job["mode"] == "probe" and _answers(job["base_url"])
     for mode in ("online", "offline") if online else ("offline",):
         try:
             run = wandb.init(dir=run_dir, mode=mode, resume="allow", settings=settings, **common)
@@ -140,6 +140,7 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
             print(f"wandb.init({mode}): {error}", file=sys.stderr)
             if mode == "offline":
                 raise
+            wandb.teardown()  # else its service would say that this run id is in use
             continue
         for group in ("eval", "panels"):
             run.define_metric(f"{group}/step", hidden=True)

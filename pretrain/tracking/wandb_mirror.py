@@ -44,14 +44,16 @@ class Mirror:
         config_json: Record,
         cfg: TrackingConfig,
         mode: str,
+        base_url: str,
         warn: Callable[[str], None],
         restart_s: tuple[float, ...] = _RESTART_S,
     ):
-        """run_dir: whose line files are mirrored; mode: from `choose_mode`; warn: told once if W&B is lost."""
+        """mode: of `choose_mode`; base_url: the server; warn: told once if W&B is lost; restart_s: pauses before that."""
         self._run_dir = Path(run_dir)
         self._job = {
             "id": run_id,
             "mode": mode,
+            "base_url": base_url,
             "project": cfg.project,
             "entity": cfg.entity,
             "group": cfg.group,
