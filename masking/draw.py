@@ -1,7 +1,7 @@
 """From a strategy and a step to this rank's masks: the draw is made for the global batch, a rank takes its rows.
 
-So the masks of a step depend on the seed and the step alone, not on rank, world size or accumulation. (They do depend on
-the kind of device: torch's generators of CPU and CUDA give different numbers.)"""
+So the masks of a step depend on the seed and the step alone, not on rank, world size or accumulation. (They do depend
+on the kind of device: torch's generators of CPU and CUDA give different numbers.)"""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def draw(
 ) -> Mask:
     """The masks of rows in the given step, on device. guidance is (B, N) float for these rows, or None."""
     if strategy.needs_guidance and guidance is None:
-        raise ValueError(f"{type(strategy).__name__} needs guidance, an importance per patch, and the objective gives none")
+        name = type(strategy).__name__
+        raise ValueError(f"{name} needs guidance, an importance per patch, and this objective gives none")
     num_visible = strategy.ratio.num_visible(grid, generator(seed, "ratio", step))
     scores = strategy.scores(grid, rows, generator(seed, "mask", step, device=device), guidance)
     return Mask.cut(scores, num_visible)

@@ -1,5 +1,5 @@
-"""Images as rows of patches, and pixel values as the numbers a model reads. Grids are in raster order; a patch is laid out
-as "(c p q)", channel, row, column, so that a flattened convolution kernel multiplies it as it is."""
+"""Images as rows of patches, and pixel values as the numbers a model reads. Grids are in raster order; a patch is laid
+out as "(c p q)", channel, row, column, so that a flattened convolution kernel multiplies it as it is."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Tensor:
     """The inverse of `patchify` for a grid of height x width patches: (B, C, H, W)."""
-    return rearrange(
-        patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch_size, q=patch_size
-    )
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch_size, q=patch_size)
 
 
 def gather_patches(images: Tensor, patch_size: int, ids: Tensor) -> Tensor:

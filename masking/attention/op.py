@@ -32,7 +32,7 @@ def choose(device_type: str, dtype: torch.dtype) -> Branch:
     if _forced:
         return Branch(_forced[-1], "asked for by `forced`")
     if device_type == "cpu" and dtype == torch.bfloat16:
-        return Branch("matmul", "torch's fused attention for CPUs is 3 to 7 times slower backward in bf16 than three matrix products")
+        return Branch("matmul", "backward of torch's fused attention for CPUs is 3 to 7 times slower in bf16")
     return Branch("sdpa", "torch's fused attention does not materialise the weights")
 
 

@@ -12,12 +12,14 @@ from masking.draw import Rows
 from masking.mask import Grid
 from masking.ratio import FixedRatio, Ratio
 
+_THREE_QUARTERS = FixedRatio(0.75)
+
 
 @dataclass(frozen=True)
 class Uniform:
     """Independent uniform noise per patch."""
 
-    ratio: Ratio = FixedRatio()  # how many patches are hidden
+    ratio: Ratio = _THREE_QUARTERS  # how many patches are hidden
 
     needs_guidance: ClassVar[bool] = False
 

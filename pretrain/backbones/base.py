@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -20,18 +21,10 @@ class Backbone(Protocol):
     checkpointing: bool  # recompute blocks in backward
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W), uint8 or normalised floats, to tokens without positions: (B, N, D), or those of ids (B, L)."""
+        """Images (B, C, H, W), uint8 or normalised floats, to tokens without positions: (B, N, D), or those of ids."""
         ...
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        ids: Tensor | None,
-        *,
-        layers: tuple[int, ...] = (),
-        context: Tensor | None = None,
-        return_kv: bool = False,
-    ) -> Features:
+    def __call__(self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = ()) -> Features:
         """Tokens (B, L, D) of patches ids (B, L), ascending, through the blocks; ids None means the whole grid."""
         ...
 

@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """x (B, L, D) attends to itself; only the last num_queries rows ask where that is given: (B, L or num_queries, D)."""
+        """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask."""
         # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
         parts = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads).unbind(2)
         q, k, v = (rearrange(part, "b l h e -> b h l e") for part in parts)
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def run_block(block: Block, x: Tensor, num_queries: int | None = None, *, checkpointing: bool) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, num_queries: int | None = None, *, checkpointing: bool) -> Tensor:
     """block(x, num_queries), keeping only its input for backward where checkpointing is on."""
     if not (checkpointing and torch.is_grad_enabled()):
         return block(x, num_queries)

@@ -63,8 +63,8 @@ class PatchProjection(nn.Module):
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
     def forward(self, patches: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised by scale and shift (P,) in the
-        weights: its values less 127.5 are exact even in bf16, so the image itself is never rounded."""
+        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised by scale and shift (P,) in
+        the weights: its values less 127.5 are exact even in bf16, so the image itself is never rounded."""
         weight = rearrange(self.weight, "d c p q -> d (c p q)")
         if patches.is_floating_point():
             return F.linear(patches.to(weight.dtype), weight, self.bias)
@@ -77,9 +77,7 @@ class PatchProjection(nn.Module):
 class PatchEmbed(nn.Module):
     """From images to one token a patch, touching only the patches asked for."""
 
-    def __init__(
-        self, in_chans: int, patch_size: int, width: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, in_chans: int, patch_size: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = PatchProjection(in_chans, patch_size, width)
@@ -118,13 +116,13 @@ class ViT(nn.Module):
         initialize(self)
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W), uint8 or floats already normalised, to tokens without positions: (B, N, D), or (B, L, D) for
-        the patches ids (B, L) alone, whose pixels are all that is read."""
+        """Images (B, C, H, W), uint8 or floats already normalised, to tokens without positions: (B, N, D), or (B, L, D)
+        for the patches ids (B, L) alone, whose pixels are all that is read."""
         return self.patch_embed(images, ids)
 
     def forward(self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = ()) -> Features:
-        """Tokens (B, L, D) of patches ids (B, L), ascending (None: the whole grid), through all blocks and the last norm.
-        layers asks for the sequence after those blocks, before any norm."""
+        """Tokens (B, L, D) of patches ids (B, L), ascending (None: the whole grid), through all blocks and the last
+        norm. layers asks for the sequence after those blocks, before any norm."""
         x = self._with_prefix(tokens, ids)
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
@@ -150,7 +148,7 @@ class ViT(nn.Module):
         slots = self.pos_embed.shape[1] - self.grid.num_patches
         table = self.pos_embed[0, slots:]
         tokens = tokens + (table if ids is None else table[ids])
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not prefix:
             return tokens
         front = torch.cat(prefix, dim=1)

@@ -22,7 +22,12 @@ class Objective(Protocol):
         ...
 
     def __call__(
-        self, backbone: Backbone, images: Tensor, mask: Mask, target: Target, rng: torch.Generator | Tensor | None = None
+        self,
+        backbone: Backbone,
+        images: Tensor,
+        mask: Mask,
+        target: Target,
+        rng: torch.Generator | Tensor | None = None,
     ) -> tuple[Losses, Features]:
         """Losses, name -> (B,) float32, and the encoder's features of the visible patches."""
         ...

@@ -1,8 +1,8 @@
 """MAE: predict the pixels of hidden patches (He et al., "Masked Autoencoders Are Scalable Vision Learners", section 3).
 
 Tokens stay in the order [prefix | visible | hidden] from the encoder to the loss: transformer blocks do not care about
-order once positions are added, so nothing is ever put back in raster order. The last decoder block asks its queries, and
-norm and head run, for hidden patches only. The loss is that of the plain formulation (tests/objectives write it out)."""
+order once positions are added, so nothing is ever put back in raster order. The last decoder block asks for hidden
+patches only, and norm and head see no others. The loss is that of the plain formulation (tests/objectives has it)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PixelMAEConfig:
     decoder_depth: int = 8  # blocks of the decoder
     decoder_heads: int = 16  # attention heads of the decoder
     norm_pixels: bool = True  # targets are each patch's pixels less their mean, over their standard deviation
-    predict_ratio: float = 1.0  # share of the hidden patches that is decoded and predicted; below 1 the others are left out
+    predict_ratio: float = 1.0  # share of the hidden patches that is predicted; the others are not decoded
 
     def build(self, backbone: ViT) -> PixelMAE:
         """The objective for images as backbone sees them, with fresh weights."""
@@ -38,6 +38,8 @@ class PixelMAEConfig:
 
 class PixelDecoder(nn.Module):
     """A narrow transformer from encoded visible patches to the pixels of hidden ones."""
+
+    pos_embed: Tensor
 
     def __init__(self, config: PixelMAEConfig, backbone: ViT) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None
     if not isinstance(rng, Tensor):
         rng = torch.rand(mask.hidden.shape, generator=rng, device=mask.hidden.device)
     count = max(1, round(mask.num_hidden * ratio))
-    chosen = rng.gather(1, mask.ids_mask).argsort(1, stable=True)[:, :count].sort(1).values
+    chosen = rng.gather(1, mask.ids_mask).argsort(dim=1, stable=True)[:, :count].sort(1).values
     return mask.ids_mask.gather(1, chosen)
 
 
