@@ -39,9 +39,14 @@ def evaluate(
     fifth of each class, which it was not fitted on. Under several ranks all extract and the main one goes on; others
     get {}.
     """
-    options = {"dtype": dtype, "gather": gather, "on_progress": on_progress}
-    train = extract(backbone, train_batches, cfg.pool, cfg.layer, device, **options)
-    val = None if val_batches is None else extract(backbone, val_batches, cfg.pool, cfg.layer, device, **options)
+
+    def features(batches: Batches) -> Extracted:
+        return extract(
+            backbone, batches, cfg.pool, cfg.layer, device, dtype=dtype, gather=gather, on_progress=on_progress
+        )
+
+    train = features(train_batches)
+    val = None if val_batches is None else features(val_batches)
     return measure(train, val, cfg, names=names) if is_main else {}
 
 

@@ -16,8 +16,6 @@ from pretrain.errors import ConfigError
 Pool = Literal["mean", "cls"]
 Gather = Callable[[Tensor], Tensor]  # (n_rank, ...) of this rank -> (n, ...) of all ranks, in the order of the dataset
 
-BAD = -2  # label of a slot whose image could not be used; -1 is a good image without a label
-
 
 @dataclass(frozen=True)
 class Extracted:
@@ -46,8 +44,9 @@ def extract(
     gather: Gather | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Extracted:
-    """Features of every image of batches: pairs of images (B, C, H, W) uint8 and labels (B,) int64, where a label of -2
-    marks an image that could not be decoded. The whole image is shown, without dropout, in float32 or bfloat16.
+    """Features of every image of batches: pairs of images (B, C, H, W) uint8 and labels (B,) int64, -1 for none; images
+    that could not be used are not among them but in `batches.bad`, where it has that. The whole image is shown, without
+    dropout, in float32 or bfloat16.
 
     Under several ranks each hands in its own batches, image i of the dataset being on rank i mod world, and `gather`
     puts the rows together again. The modes of backbone's modules are put back afterwards; its weights are only read.
@@ -61,10 +60,10 @@ def extract(
             labels.append(batch_labels.to("cpu", torch.int64))
             if on_progress is not None:
                 on_progress(len(images))
-    features, ids = torch.cat(rows), torch.cat(labels)
+    found = torch.cat(rows), torch.cat(labels), torch.tensor([len(getattr(batches, "bad", ()))])
     if gather is not None:
-        features, ids = gather(features), gather(ids)
-    return Extracted(features[ids != BAD], ids[ids != BAD], int((ids == BAD).sum()))
+        found = gather(found[0]), gather(found[1]), gather(found[2])
+    return Extracted(found[0], found[1], int(found[2].sum()))
 
 
 def check_pool(backbone: ViT, pool: str, layer: int) -> None:
@@ -79,16 +78,18 @@ def check_pool(backbone: ViT, pool: str, layer: int) -> None:
 
 
 def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) -> Gather:
-    """A `gather` made of one collective: all_reduce(int64 CPU tensor) gives its sum over all ranks. Row j of rank r is
-    row j * world + r of the result, to the bit."""
+    """A `gather` made of one collective: all_reduce(int64 CPU tensor) gives its sum over all ranks. The ranks take
+    turns, a row each, and one that has no more is passed over; every bit arrives as it was."""
 
     def gather(rows: Tensor) -> Tensor:
         counts = torch.zeros(world, dtype=torch.int64)
         counts[rank] = len(rows)
-        total = int(all_reduce(counts).sum())
+        counts = all_reduce(counts)
+        turn = torch.arange(len(rows))[:, None]
+        places = torch.minimum(counts, turn).sum(1) + (counts[:rank] > turn).sum(1)
         bits = rows.contiguous().view(torch.int32).to(torch.int64) if rows.dtype == torch.float32 else rows
-        placed = torch.zeros(total, *rows.shape[1:], dtype=torch.int64)
-        placed[rank::world] = bits
+        placed = torch.zeros(int(counts.sum()), *rows.shape[1:], dtype=torch.int64)
+        placed[places] = bits
         placed = all_reduce(placed)
         return placed.to(torch.int32).view(torch.float32) if rows.dtype == torch.float32 else placed
 
