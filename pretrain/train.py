@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pretrain.config import Config, to_json, write_config
 from pretrain.continuity import settle
-from pretrain.data.loader import ErrorBudget, build_loader
+from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure
 from pretrain.engine.checkpoint import Checkpoints, RunState
@@ -33,7 +33,7 @@ from pretrain.summary import summary
 from pretrain.tracking.access import WandbAccess
 from pretrain.tracking.live import LiveLine
 from pretrain.tracking.metrics import Tracker
-from pretrain.types import Batch
+from pretrain.types import BadSample, Batch
 
 
 class Stop(Protocol):
@@ -74,9 +74,12 @@ class Run:
     engine: Engine
     checkpoints: Checkpoints
     tracker: Tracker
-    sources: Sources
     observer: Observer
     watch: Watch
+    stream: Loader
+    budget: ErrorBudget
+    records: StepRecords
+    live: LiveLine | None
     state: RunState
     total_steps: int
 
@@ -100,6 +103,9 @@ def train(config: Config, around: Around) -> None:
             ) from error
         raise
     finally:
+        if run.live is not None:
+            run.live.close()
+        run.stream.close()
         run.tracker.close()
         run.engine.close()
 
@@ -151,11 +157,35 @@ def _open(config: Config, around: Around) -> Run:
     )
     state = replace(state, wandb_id=tracker.wandb_id)
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
-    observer = Observer(config, engine, sources, tracker)
     if is_main:
         around.say(summary(config, engine, sources, state, total_steps, checkpoints))
-    watch = Watch(config.engine.max_skipped, config.run_dir, engine)
-    return Run(config, engine, checkpoints, tracker, sources, observer, watch, state, total_steps)
+    return Run(
+        config=config,
+        engine=engine,
+        checkpoints=checkpoints,
+        tracker=tracker,
+        observer=Observer(config, engine, sources, tracker),
+        watch=Watch(config.engine.max_skipped, config.run_dir, engine),
+        stream=_stream(config, engine, sources, state.step),
+        budget=ErrorBudget(config.data.error_ratio, config.data.error_run),
+        records=StepRecords(config, engine, sources.train.num_samples),
+        live=LiveLine(total_steps) if is_main else None,
+        state=state,
+        total_steps=total_steps,
+    )
+
+
+def _stream(config: Config, engine: Engine, sources: Sources, start_step: int) -> Loader:
+    return build_loader(
+        sources.train,
+        config.data,
+        config.seed,
+        rank=engine.rank,
+        world=engine.world,
+        accumulation=config.engine.accumulation,
+        start_step=start_step,
+        device=engine.device,
+    )
 
 
 def steps_of(config: Config, num_samples: int) -> int:
@@ -171,63 +201,54 @@ def _loop(run: Run, around: Around) -> None:
     recipe = Recipe(
         config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.predict_ratio < 1
     )
-    stream = _micro_batches(run)
-    budget = ErrorBudget(config.data.error_ratio, config.data.error_run)
-    records = StepRecords(config, engine, run.sources.train.num_samples)
-    live = LiveLine(run.total_steps) if around.place.rank == 0 else None
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step
         began = time.perf_counter()
-        batches = list(islice(stream, config.engine.accumulation))
+        batches = list(islice(run.stream, config.engine.accumulation))
         waited = time.perf_counter() - began
         agreed = agree(batches, around.stop.wanted())
         lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
         run.watch.note(step, batches, result.skipped)
-        records.add(step, lr, result, agreed, waited, time.perf_counter() - began)
+        run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began)
         run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))
         if agreed.num_bad:
-            bad = [entry for rank in gather_json([vars(b) for m in batches for b in m.bad]) for entry in rank]
-            run.tracker.ledger(sorted(bad, key=lambda entry: entry["position"]))
-        _marks(run, records, live, stopping=agreed.stop, around=around)
-    if live is not None:
-        live.close()
+            _note_bad(run, batches, agreed.num_bad)
+        _marks(run, around, stopping=agreed.stop)
+    if engine.rank == 0:
         around.say(f"done: {run.total_steps} steps in {config.run_dir}")
 
 
-def _micro_batches(run: Run) -> Iterator[Batch]:
-    config, engine = run.config, run.engine
-    return build_loader(
-        run.sources.train,
-        config.data,
-        config.seed,
-        rank=engine.rank,
-        world=engine.world,
-        accumulation=config.engine.accumulation,
-        start_step=run.state.step,
-        device=engine.device,
-    )
+def _note_bad(run: Run, batches: list[Batch], num_bad: int) -> None:
+    """Every rank's unusable samples into the ledger; ends the run where there are more than the budget bears."""
+    step = run.state.step
+    ranks = gather_json([{"step": step, **vars(bad)} for batch in batches for bad in batch.bad])
+    entries = sorted((entry for rank in ranks for entry in rank), key=lambda entry: entry["position"])
+    run.tracker.ledger(entries)
+    example = BadSample(**{key: value for key, value in entries[0].items() if key != "step"})
+    run.budget.check(step - 1, run.config.data.batch_size, num_bad, example)
 
 
 def _count(counters: dict[str, int], num_bad: int) -> dict[str, int]:
     return {**counters, "bad_samples": counters.get("bad_samples", 0) + num_bad}
 
 
-def _marks(run: Run, records: StepRecords, live: LiveLine | None, *, stopping: bool, around: Around) -> None:
+def _marks(run: Run, around: Around, *, stopping: bool) -> None:
     """What is due after the step just made: lines, then pictures and evaluation, then the checkpoint."""
     config, step = run.config, run.state.step
     last = step == run.total_steps
     save = last or stopping or step % config.checkpoint.every_steps == 0
-    if save or len(records) >= config.tracking.log_every:
-        lines = records.flush()
-        run.watch.check()
+    if save or len(run.records) >= config.tracking.log_every:
+        lines = run.records.flush()
         run.tracker.log(lines)
-        if live is not None:
-            live.update(lines[-1])
+        run.watch.check()
+        if run.live is not None:
+            run.live.update(lines[-1])
     if not stopping:
         run.observer.at(step, last=last)
     if save:
+        run.tracker.sync()
         run.checkpoints.save(run.state)
     if stopping and not last:
         raise SavedForLater(
