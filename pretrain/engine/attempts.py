@@ -1,0 +1,77 @@
+"""Numbered attempts at one run: a newer one fences off an older that still lives, and what they published is history.
+
+attempts/000007.json is made with O_EXCL, so two processes never hold one number; attempts/000007.steps lists the steps
+that attempt published, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+from pretrain.engine import fsops
+from pretrain.errors import FencedError
+
+_NAME = re.compile(r"(\d{6})\.json")
+
+
+class Attempts:
+    """The attempts directory of a run; only rank 0 writes to it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir / "attempts"
+
+    def open(self, world: int) -> int:
+        """Takes the next number for this process's job."""
+        fsops.mkdir(self._dir)
+        while True:
+            number = self.newest() + 1
+            facts = {"attempt": number, "world_size": world, "host": socket.gethostname(), "pid": os.getpid()}
+            try:
+                fsops.write(self._dir / f"{number:06d}.json", [json.dumps(facts).encode() + b"\n"])
+            except FileExistsError:
+                continue
+            fsops.fsync_dir(self._dir)
+            return number
+
+    def newest(self) -> int:
+        """The highest number taken, 0 where there is none."""
+        matches = (_NAME.fullmatch(name) for name in fsops.names(self._dir))
+        return max((int(match[1]) for match in matches if match), default=0)
+
+    def require(self, mine: int) -> None:
+        """Raises FencedError where a newer attempt owns the run."""
+        newest = self.newest()
+        if newest != mine:
+            raise FencedError(
+                f"attempt {newest} owns {self._dir.parent} now, and this is attempt {mine}; nothing was published and "
+                "this process ends: look for a second job of the same run"
+            )
+
+    def published(self, attempt: int, step: int) -> None:
+        """Notes that attempt published the checkpoint of step."""
+        fsops.append_line(self._dir / f"{attempt:06d}.steps", str(step))
+
+    def steps_of(self, attempt: int) -> list[int]:
+        """Steps that attempt published."""
+        path = self._dir / f"{attempt:06d}.steps"
+        if not path.exists():
+            return []
+        return [int(line) for line in fsops.read(path).decode("ascii", "replace").split() if line.isdigit()]
+
+    def last_published(self) -> int | None:
+        """The highest step any attempt published; None for a run without history."""
+        steps = [step for number in range(1, self.newest() + 1) for step in self.steps_of(number)]
+        return max(steps, default=None)
+
+    def without_progress(self) -> int:
+        """How many of the newest attempts in a row published nothing: a requeue storm shows here."""
+        count = 0
+        for number in range(self.newest(), 0, -1):
+            if self.steps_of(number):
+                break
+            count += 1
+        return count

@@ -1,0 +1,55 @@
+"""Joins the processes of a job, and keeps DeepSpeed from compiling or printing anything."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from datetime import timedelta
+from typing import Protocol
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+
+
+class Place(Protocol):
+    """The process's place in its job: launch/environment.py."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def local_rank(self) -> int: ...
+
+
+def init_distributed(place: Place, timeout_s: float = 600.0) -> None:
+    """Joins place's process to its peers: gloo for host tensors, NCCL for those on a GPU.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be in the environment, for torch and DeepSpeed.
+    """
+    quiet(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else every start on a CPU runs a C++ compiler
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(place.local_rank)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", rank=place.rank, world_size=place.world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    quiet(logging.WARNING)
+    # DeepSpeed still calls collectives by the names torch is about to retire
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+
+
+def device_of(place: Place) -> torch.device:
+    """Where this process's model lives."""
+    return torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def quiet(level: int) -> None:
+    """Lets only what is at least as grave as level through from DeepSpeed, which prints to stdout."""
+    logging.getLogger("DeepSpeed").setLevel(level)
