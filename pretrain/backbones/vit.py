@@ -110,7 +110,7 @@ class ViT(nn.Module):
         self.cls_token = _tokens(1, self.width) if config.class_token else None
         self.reg_token = _tokens(config.registers, self.width) if config.registers else None
         self._set_positions(config)
-        rates = torch.linspace(0, config.drop_path, depth).tolist()
+        rates = [config.drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(Block(self.width, heads, config.layer_scale, rate) for rate in rates)
         self.norm = nn.LayerNorm(self.width, eps=NORM_EPS)
         initialize(self)
