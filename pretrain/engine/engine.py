@@ -95,7 +95,7 @@ class Engine:
             self._deepspeed.step()  # no update: it only moves DeepSpeed's count of micro-batches
 
     def step(self, lr: float) -> tuple[Tensor, Tensor]:
-        """One update at rate lr after the step's last backward: norm of the gradient before clipping, and flag, () float32.
+        """One update at rate lr after the last backward: norm of the gradient before clipping, and flag, () float32.
 
         The flag is 1 where a loss on any rank or the gradient was not finite; then weights, moments and average stay.
         """
