@@ -44,6 +44,9 @@ class EvaluationBatches:
         self.num_images = len(ids)
         self.bad: list[BadSample] = []
 
+    def __len__(self) -> int:
+        return -(-self.num_images // self._source.batch_size)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.bad = []
         cfg, source = self._cfg, self._source
@@ -90,7 +93,7 @@ def _collate(samples: Iterator[Sample], source: _IndexSource) -> Iterator[dict[s
         good = [sample for sample in group if "image" in sample]
         yield {
             "images": default_collate([sample["image"] for sample in good]) if good else None,
-            "labels": np.array([sample["label"] for sample in good], np.int64),
+            "labels": np.array([sample["__label__"] for sample in good], np.int64),
             "bad": [
                 BadSample(s["__at__"][0], source.shards.names[s["__at__"][1]], s["__key__"], s["__bad__"])
                 for s in group if "__bad__" in s

@@ -27,8 +27,7 @@ from pretrain.data.bad_samples import ErrorBudget
 from pretrain.data.decode import BadImage, decode
 from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
 from pretrain.data.settings import DataConfig
-from pretrain.data.shards import BadBytes, ShardSet
-from pretrain.data.tar_index import IMAGE_EXTENSIONS, image_extension
+from pretrain.data.shards import IMAGE_EXTENSIONS, BadBytes, ShardSet, image_extension
 from pretrain.data.workers import Fetcher, check_shared_memory, refusals
 from pretrain.types import BadSample, Batch
 
@@ -82,16 +81,19 @@ class PlanSource(IterableDataset[Sample]):
 
 
 def read_sample(shards: ShardSet, shard: int, sample: int) -> Sample:
-    """The sample's members as bytes, or `__bad__` with the reason where its bytes are not what they were."""
+    """The bytes of the sample's images by extension, or `__bad__` with the reason where they are not what they were;
+    and its class as the index has it, -1 for none."""
+    label = int(shards.labels(shard)[sample])
     try:
-        return dict(shards.read(shard, sample))
+        return {**shards.read(shard, sample, IMAGE_EXTENSIONS), "__label__": label}
     except BadBytes as error:
-        return {"__key__": shards.key(shard, sample), "__url__": shards.names[shard], "__bad__": str(error)}
+        known = {"__key__": shards.key(shard, sample), "__url__": shards.names[shard], "__label__": label}
+        return {**known, "__bad__": str(error)}
 
 
 def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
     """The sample with `image` (H, W, C) uint8 in the place of its bytes, or with the reason why not as `__bad__`."""
-    known = {name: value for name, value in sample.items() if name.startswith("__")} | {"label": _label(sample)}
+    known = {name: value for name, value in sample.items() if name.startswith("__")}
     if "__bad__" in sample:
         return known
     extension = image_extension(list(sample))
@@ -116,7 +118,7 @@ def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str,
         ]
         yield {
             "images": images.unflatten(0, (len(crops), len(group))),
-            "labels": np.array([sample["label"] for sample in group], np.int64),
+            "labels": np.array([sample["__label__"] for sample in group], np.int64),
             "weight": np.array([float(state == OK) for state in status], np.float32),
             "positions": np.array([position for position, _, _ in at], np.int64),
             "digests": [sum(prf(share, "crop", crop) if crop else share for share in shares) % 2**64 for crop in crops],
@@ -198,12 +200,6 @@ def _batch(unit: dict[str, Any], crop: int) -> Batch:
 
 def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values)
-
-
-def _label(sample: Sample) -> int:
-    """The class index of a sample, -1 where it has none: labels are for evaluation, never needed to train."""
-    text = sample.get("cls", b"")
-    return int(text) if text.strip().isdigit() else -1
 
 
 def _bad(sample: Sample, shards: ShardSet) -> BadSample:

@@ -14,11 +14,12 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -62,9 +63,11 @@ class Fetcher:
         options: dict[str, Any] = {}
         if workers:
             _start_fork_server()
-            options = {"multiprocessing_context": "forkserver", "timeout": _POLL_S, "prefetch_factor": prefetch}
+            options = {"multiprocessing_context": "forkserver", "timeout": min(_POLL_S, timeout_s)}
+            options |= {"prefetch_factor": prefetch, "worker_init_fn": _end_with_parent}
         others = set(multiprocessing.active_children())
-        loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers, pin_memory=pin, **options)
+        options |= {"batch_size": None, "num_workers": workers, "pin_memory": pin, "collate_fn": _as_it_is}
+        loader = wds.WebLoader(pipeline, **options)
         self._items: Iterator[Any] | None = iter(loader.stage(0))  # a generator around it would not survive a poll
         self._processes = [child for child in multiprocessing.active_children() if child not in others]
         weakref.finalize(self, _kill, self._processes)
@@ -128,6 +131,24 @@ def check_shared_memory(num_items: int, item_bytes: int, folder: str = "/dev/shm
             f"{free / 1e9:.2f} GB are free there; lower data.prefetch, data.workers or data.batch_size, "
             "or enlarge it (docker: --shm-size)"
         )
+
+
+def _end_with_parent(_worker: int) -> None:
+    """Kills this worker when the training process is gone. Its parent is the fork server, which lives as long as any of
+    its workers does, so that torch's watch over the parent's id would never see it go."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _as_it_is(item: Any) -> Any:
+    """In the place of torch's conversion: a small array travels in the message, a tensor needs a file of its own."""
+    return item
 
 
 def _start_fork_server() -> None:
