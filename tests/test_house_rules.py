@@ -172,7 +172,7 @@ def _is_constant(node: ast.expr | None, value: object) -> bool:
 
 def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Public functions, classes and their public methods. An override speaks through the method of its base in the same
-    file, the stub of a protocol through whoever implements it."""
+    file, the stub of a protocol through whoever implements it, a setter through its property."""
     spoken = {
         (node.name, method.name)
         for node in body if isinstance(node, ast.ClassDef)
@@ -189,7 +189,8 @@ def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 
 
 def _is_stub(node: ast.FunctionDef) -> bool:
-    return len(node.body) == 1 and ast.unparse(node.body[0]) == "..."
+    is_setter = any(ast.unparse(decorator).endswith(".setter") for decorator in node.decorator_list)
+    return is_setter or (len(node.body) == 1 and ast.unparse(node.body[0]) == "...")
 
 
 def _is_settings(source: Source, node: ast.ClassDef) -> bool:
