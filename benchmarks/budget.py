@@ -1,9 +1,9 @@
 """Bytes moved and kernels launched by one training step, counted without running it: `python benchmarks/budget.py`.
 
-Forward and backward of MAE run on fake tensors, which have shapes and no values; each operation below autograd counts as
-one kernel that reads its inputs and writes its outputs once, views are free, and an expanded dimension is read once. The
-figures do not depend on the machine, so a committed limit catches what no timer would. They are what eager mode moves;
-a compiler may fuse more, and caches may save some of it.
+Forward and backward of MAE run on fake tensors, which have shapes and no values; each operation below autograd counts
+as one kernel that reads its inputs and writes its outputs once, views are free, and an expanded dimension is read once.
+The figures do not depend on the machine, so a committed limit catches what no timer would. They are what eager mode
+moves; a compiler may fuse more, and caches may save some of it.
 
 Ends with 1 when a limit is exceeded; writes benchmarks/results/budget.json."""
 

@@ -49,7 +49,7 @@ def _spread(per_channel: Sequence[float], values: Tensor) -> Tensor:
 
 
 class PatchScale(nn.Module):
-    """Normalisation of whole patches, x * scale + shift, with its constants on the module's device.
+    """Normalisation of whole patches, (x - centre) * scale + shift, with its constants on the module's device.
 
     They are kept as the bits of float32 in an integer buffer: `module.bfloat16()` rounds every float buffer, and making
     them anew in each step would wait for the GPU. They are constants of the config, so no state dict holds them."""
@@ -58,24 +58,31 @@ class PatchScale(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], patch_size: int) -> None:
         super().__init__()
-        pairs = list(zip(mean, std, strict=True))
-        # Centred at 127.5, which keeps eight-bit values exact in bf16.
-        values = torch.tensor([[1 / (255 * s) for _, s in pairs], [(0.5 - m) / s for m, s in pairs]])
-        values = repeat(values, "two c -> two (c pixels)", pixels=patch_size * patch_size).contiguous()
+        # The grey level nearest the mean: what is left of an eight-bit value is then small, and exact even in bf16.
+        centre = [min(max(round(255 * m), 0), 255) for m in mean]
+        scale = [1 / (255 * s) for s in std]
+        shift = [(c / 255 - m) / s for c, m, s in zip(centre, mean, std, strict=True)]
+        values = torch.tensor([centre, scale, shift], dtype=torch.float32)
+        values = repeat(values, "three c -> three (c pixels)", pixels=patch_size * patch_size).contiguous()
         self.register_buffer("bits", values.view(torch.int32), persistent=False)
+
+    @property
+    def centre(self) -> Tensor:
+        """The grey level that normalises to `shift`, (C * p * p,) float32."""
+        return self.bits.view(torch.float32)[0]
 
     @property
     def scale(self) -> Tensor:
         """What one grey level becomes, (C * p * p,) float32."""
-        return self.bits.view(torch.float32)[0]
+        return self.bits.view(torch.float32)[1]
 
     @property
     def shift(self) -> Tensor:
-        """What the level 127.5 becomes, (C * p * p,) float32."""
-        return self.bits.view(torch.float32)[1]
+        """What `centre` becomes, (C * p * p,) float32; almost zero."""
+        return self.bits.view(torch.float32)[2]
 
     def forward(self, patches: Tensor) -> Tensor:
         """uint8 patches (B, L, C * p * p) normalised: float32. Floats are taken as normalised already."""
         if patches.is_floating_point():
             return patches.float()
-        return torch.addcmul(self.shift, patches - 127.5, self.scale)
+        return torch.addcmul(self.shift, patches - self.centre, self.scale)

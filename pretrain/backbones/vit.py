@@ -62,15 +62,15 @@ class PatchProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
-    def forward(self, patches: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised by scale and shift (P,) in
-        the weights: its values less 127.5 are exact even in bf16, so the image itself is never rounded."""
+    def forward(self, patches: Tensor, pixels: PatchScale) -> Tensor:
+        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised in the weights: its centred
+        values are exact even in bf16, so the image itself is never rounded."""
         weight = rearrange(self.weight, "d c p q -> d (c p q)")
         if patches.is_floating_point():
             return F.linear(patches.to(weight.dtype), weight, self.bias)
-        folded = weight * scale  # float32, whatever the weights are
-        bias = self.bias + (weight * shift).sum(1)
-        centred = patches.to(weight.dtype).sub_(127.5)
+        folded = weight * pixels.scale  # float32, whatever the weights are
+        bias = self.bias + (weight * pixels.shift).sum(1)
+        centred = patches.to(weight.dtype).sub_(pixels.centre)
         return F.linear(centred, folded.to(weight.dtype), bias.to(weight.dtype))
 
 
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
         """Images (B, C, H, W), patches ids (B, L) or all: (B, L, D)."""
         p = self.patch_size
         patches = patchify(images, p) if ids is None else gather_patches(images, p, ids)
-        return self.proj(patches, self.pixels.scale, self.pixels.shift)
+        return self.proj(patches, self.pixels)
 
 
 class ViT(nn.Module):
