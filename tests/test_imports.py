@@ -123,6 +123,13 @@ def test_every_import_is_a_declared_dependency() -> None:
                 assert DISTRIBUTIONS.get(top, top) in declared, f"{source.path}:{imported.line} imports {imported.name}"
 
 
+def test_every_dependency_is_imported_somewhere() -> None:
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    declared = {re.split(r"[<>=!~; \[]", line)[0].lower() for line in lines}
+    used = {imported.name.partition(".")[0] for source in sources(*PACKAGES) for imported in imports(source)}
+    assert declared - {DISTRIBUTIONS.get(name, name) for name in used} == set()
+
+
 def test_settings_of_a_component_know_nobody_else() -> None:
     for source in sources("pretrain"):
         if source.path.endswith("/settings.py"):
