@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRELOAD = (
     "torch", "torch._dynamo", "deepspeed", "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.superoffload.superoffload_stage3", "safetensors.torch", "numpy", "einops",
-    "pretrain.engine.engine",
+    "pretrain.engine.engine", "pretrain.engine.checkpoint", "pretrain.engine.watch",
 )  # fmt: skip
 
 

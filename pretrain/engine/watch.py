@@ -1,7 +1,7 @@
 """Reads, every few steps, whether steps were skipped; ends the run after too many in a row, and keeps what they ate.
 
 The flag of a step stays on the device. A batch is held until its flag has come over (a copy nobody waits for), then
-it is dropped, or written to skipped/step-*/ with what a replay needs: step, positions, images; the seed gives the masks.
+dropped, or written to skipped/step-*/ with what a replay needs: step, positions, images; the seed gives the masks.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Watch:
             with suppress(FileExistsError):  # of an earlier abort
                 self._engine.save_slices(state)
             raise NumericalError(
-                f"{self._most} steps in a row had a loss or gradient that is not finite and were skipped; nothing of them "
-                f"is in the weights. Their batches are in {self._dir}, the weights and moments in {state}; lower "
+                f"{self._most} steps in a row had a loss or gradient that is not finite and were skipped; nothing "
+                f"of them is in the weights. Their batches are in {self._dir}, weights and moments in {state}; lower "
                 "optim.base_lr or look at the data"
             )
 

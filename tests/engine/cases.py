@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.engine import deepspeed_config
+from pretrain.engine.agree import gather
+from pretrain.engine.checkpoint import Checkpoints, RunState
 from pretrain.engine.distributed import Place
 from pretrain.engine.engine import Engine, init_distributed
-from pretrain.engine.settings import EngineConfig, OptimConfig
+from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
+from pretrain.engine.stored import Reader, read_facts, read_weights
 from pretrain.types import Features, Losses, Target
 
 deepspeed_config.PERSIST_BELOW = 100  # so that stage 3 does cut the tiny model's tensors
@@ -101,8 +106,6 @@ def make(place: Place, stage: int, precision: str, run_dir: str | Path, **settin
 
 def total(engine: Engine, share: float) -> float:
     """The loss of the global batch: shares added in rank order."""
-    from pretrain.engine.agree import gather
-
     return float(gather(torch.tensor([share], dtype=torch.float64)).sum())
 
 
@@ -116,7 +119,7 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def losses(place: Place, run_dir: str, combos: list[list[Any]], steps: int = 4) -> dict[str, Any]:
-    """Losses of several (stage, precision, settings), one after the other in the same processes."""
+    """Losses, norms and final weights of several (stage, precision, settings), in the same processes."""
     out = {}
     for stage, precision, settings in combos:
         job = make(place, stage, precision, run_dir, **settings)
@@ -125,11 +128,167 @@ def losses(place: Place, run_dir: str, combos: list[list[Any]], steps: int = 4) 
             share, norm, _ = job.step(step)
             shares.append(total(job.engine, share))
             norms.append(float(norm))
-        out[f"{stage} {precision} {settings.get('accumulation', 1)}"] = {
-            "losses": shares, "norms": norms, "weights": digest(job.engine.weights()), "kind": job.engine.layout_kind,
-        }
+        ema = job.engine.weights(ema=True) if job.engine.kept.ema_decay else {}
+        out[f"{stage} {precision}"] = {
+            "losses": shares, "norms": norms, "weights": as_lists(job.engine.weights()), "ema": as_lists(ema),
+        }  # fmt: skip
     return out
 
 
-if __name__ == "__main__":
-    print(sys.version)
+def reference(steps: int, clip_norm: float | None, ema_decay: float) -> dict[str, Any]:
+    """The same training in a plain loop over whole batches: no DeepSpeed, no flags, a dense average."""
+    torch.manual_seed(0)
+    model = TinyModel()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    plain = {name for name, p in named.items() if p.ndim <= 1 or name == "backbone.cls_token"}
+    groups = [
+        {"params": [p for name, p in named.items() if name not in plain], "weight_decay": OPTIM.weight_decay},
+        {"params": [p for name, p in named.items() if name in plain], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=OPTIM.betas, eps=OPTIM.eps, foreach=False, fused=False)
+    ema = {name: p.detach().clone() for name, p in named.items()}
+    out: dict[str, Any] = {"losses": [], "norms": []}
+    for step in range(steps):
+        images, value = batch(step, 0, 1)
+        loss = model(images, None, Target(value))[0]["pixel"].sum() / GLOBAL_BATCH
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in named.values() if p.grad is not None])
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(named.values(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = min(ema_decay, (1 + step + 1) / (10 + step + 1))
+        ema = {name: kept * ema[name] + (1 - kept) * p.detach() for name, p in named.items()}
+        out["losses"].append(float(loss.detach()))
+        out["norms"].append(float(norm))
+    return out | {"weights": as_lists(model.state_dict()), "ema": as_lists({**model.state_dict(), **ema})}
+
+
+def as_lists(weights: dict[str, Tensor]) -> dict[str, list[float]]:
+    """A state dict as JSON."""
+    return {name: value.float().flatten().tolist() for name, value in weights.items()}
+
+
+def train(place: Place, run_dir: str, combos: list[list[Any]], stop: int) -> dict[str, Any]:
+    """Goes on from the newest checkpoint, if any, to step stop and saves: losses, and digests of weights and average."""
+    out = {}
+    for stage, precision, settings in combos:
+        folder = Path(run_dir) / f"{stage}-{precision}-{settings.get('accumulation', 1)}"
+        job = make(place, stage, precision, folder, ema_decay=0.9, **settings)
+        checkpoints = Checkpoints(folder, CheckpointConfig(), job.engine)
+        state = checkpoints.restore(FRESH)
+        start, shares = state.step, []
+        for step in range(start, stop):
+            shares.append(total(job.engine, job.step(step)[0]).hex())
+        checkpoints.save(replace(FRESH, step=stop))
+        out[folder.name] = {
+            "start": start, "losses": shares, "weights": digest(job.engine.weights()),
+            "ema": digest(job.engine.weights(ema=True)), "updates": job.engine.updates(),
+        }  # fmt: skip
+    return out
+
+
+def convert(place: Place, source: str, target: str, combos: list[list[Any]]) -> dict[str, Any]:
+    """Loads each source/NAME into (stage, precision) here, saves what is then held into target/NAME, trains a step."""
+    out = {}
+    for name, stage, precision in combos:
+        job = make(place, stage, precision, target, ema_decay=0.9)
+        job.engine.load_slices(Path(source) / name)
+        (Path(target) / name).mkdir(parents=True, exist_ok=True)
+        job.engine.save_slices(Path(target) / name)
+        low = {} if stage == 3 else as_lists({n: p.detach() for n, p in job.engine.model.named_parameters()})
+        groups = job.engine._layout.optimizer.param_groups
+        share, _, _ = job.step(4)
+        out[name] = {
+            "loss": total(job.engine, share), "decay": sorted(group["weight_decay"] for group in groups), "low": low,
+        }  # fmt: skip
+    return out
+
+
+def poisoned(place: Place, run_dir: str, combos: list[list[Any]]) -> dict[str, Any]:
+    """Steps 0 to 3 with step 2 spoiled on the last rank, against steps 0, 1 and 3 alone."""
+    out = {}
+    for stage, precision, poison in combos:
+        folder = Path(run_dir) / f"{stage}-{precision}-{poison}"
+        folder.mkdir(parents=True, exist_ok=True)
+        job = make(place, stage, precision, folder, ema_decay=0.9, clip_norm=0.5)
+        flags = []
+        for step in range(4):
+            spoiled = poison if step == 2 and place.rank == place.world_size - 1 else None
+            flags.append(float(job.step(step, poison=spoiled)[2]))
+            if step == 2:
+                job.engine.save_slices(folder)
+        calm = make(place, stage, precision, folder, ema_decay=0.9, clip_norm=0.5)
+        for step in (0, 1, 3):
+            calm.step(step)
+        pairs = [(e.weights(), e.weights(ema=True), e.updates()) for e in (job.engine, calm.engine)]
+        out[folder.name] = {
+            "flags": flags, "updates": [pair[2] for pair in pairs], "weights": [digest(pair[0]) for pair in pairs],
+            "ema": [digest(pair[1]) for pair in pairs],
+        }  # fmt: skip
+    return out
+
+
+def layouts(place: Place, run_dir: str, combos: list[list[Any]]) -> dict[str, Any]:
+    """What each rank owns, and under which weight decay the optimizer will update it."""
+    out = {}
+    for stage, precision, settings in combos:
+        engine = make(place, stage, precision, run_dir, **settings).engine
+        layout = engine._layout
+        exact = dict(TinyModel().state_dict()) if torch.manual_seed(0) else {}
+        decay = {}
+        for piece in layout.held:
+            group = _group_of(layout, piece)
+            decay[piece.name] = layout.optimizer.param_groups[group]["weight_decay"]
+            want = exact[piece.name].flatten()[piece.start : piece.start + piece.numel]
+            assert torch.equal(piece.of(piece.flat), want), f"{piece.name}: the master is not the initial value"
+        owned = [[p.name, p.start, p.numel, list(p.shape)] for p in layout.owned(place.rank, place.world_size)]
+        key = f"{stage} {precision} {settings.get('accumulation', 1)}"
+        out[key] = {"owned": owned, "decay": decay, "kind": layout.kind}
+    return out
+
+
+def _group_of(layout: Any, piece: Any) -> int:
+    if layout.kind != "sharded":
+        return next(i for i, g in enumerate(layout.optimizer.param_groups) if any(p is piece.flat for p in g["params"]))
+    index = next(i for i, flat in enumerate(layout.flats) if flat is piece.flat)
+    return int(layout._wrapper.sub_group_to_group_id[index])
+
+
+FRESH = RunState(step=0, fingerprint="f" * 64, seed=1, batch_size=GLOBAL_BATCH, lanes=32, block=64)
+
+
+def plain_reference(place: Place, **kwargs: Any) -> dict[str, Any]:
+    """reference, in a forked process."""
+    return reference(**kwargs)
+
+
+def finite(place: Place, directories: list[str]) -> dict[str, int]:
+    """How many stored values there are, and how many are not finite."""
+    tensors = [t for d in directories for _, t in stored_tensors(Path(d))]
+    return {"values": sum(t.numel() for t in tensors), "not_finite": sum(int((~t.isfinite()).sum()) for t in tensors)}
+
+
+def digests(place: Place, directories: list[str]) -> list[dict[str, Any]]:
+    """Per directory: kinds stored, updates, and a hash over whole tensors of every kind, however they were cut."""
+    out = []
+    for directory in map(Path, directories):
+        facts, reader, state = read_facts(directory), Reader(directory), hashlib.sha256()
+        kinds = [kind for kind in ("ema", "exp_avg", "exp_avg_sq", "fixed", "master") if reader.has(kind)]
+        for kind, (name, shape) in product(kinds, sorted(facts.shapes.items())):
+            if reader.holds(kind, name):
+                values = torch.empty(math.prod(shape))
+                reader.fill(kind, name, 0, values)
+                state.update(f"{kind} {name} {shape}".encode() + values.numpy().tobytes())
+        out.append({"kinds": kinds, "updates": facts.updates, "sha256": state.hexdigest()})
+    return out
+
+
+def rounded(place: Place, directories: list[str]) -> list[dict[str, list[float]]]:
+    """Per directory: stored weights, rounded to bf16."""
+    return [as_lists({n: v.bfloat16() for n, v in read_weights(Path(d)).items()}) for d in directories]
+
+
+def stored_tensors(directory: Path) -> list[tuple[str, Tensor]]:
+    """Every tensor in every rank's file."""
+    return [item for path in sorted(directory.glob("*.safetensors")) for item in load_file(path).items()]
