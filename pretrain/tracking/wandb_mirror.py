@@ -48,7 +48,7 @@ class Mirror:
         warn: Callable[[str], None],
         restart_s: tuple[float, ...] = _RESTART_S,
     ):
-        """mode: of `choose_mode`; base_url: the server; warn: told once if W&B is lost; restart_s: pauses before that."""
+        """mode: of `choose_mode`; base_url: the server; warn: told once if W&B is lost; restart_s: pauses."""
         self._run_dir = Path(run_dir)
         self._job = {
             "id": run_id,

@@ -1,0 +1,135 @@
+"""The report's pictures: reconstructions of the same images as training goes on, and masks of the run's strategy."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from masking.gallery import Exhibit, exhibit
+from masking.mask import Grid
+from pretrain.config import read_config
+from pretrain.errors import ConfigError
+from pretrain.tracking.charts import short
+from pretrain.tracking.panels import Cells, read_cells
+from pretrain.tracking.run_data import RunData
+
+_MAX_STEPS = 6  # columns of reconstructions
+_MAX_IMAGES = 5
+_CELL_PX = 224
+
+
+def reconstructions(run: RunData) -> str:
+    """A table: a row an image: masked, reconstructed at some steps, original; or a sentence."""
+    sheets = [(step, cells) for step, path in _spread(run.panels) if (cells := read_cells(path)) is not None]
+    if not sheets:
+        why = (
+            "tracking.panels_every is none" if _setting(run, "tracking", "panels_every") is None else "none is due yet"
+        )
+        return f'<p class="note">There are no pictures of reconstructions: {why}.</p>'
+    first = sheets[0][1]
+    if not all(_same_images(first, cells) for _, cells in sheets):  # the panels' data was changed between attempts
+        sheets = sheets[-1:]
+        first = sheets[0][1]
+    heads = ["<th>masked</th>", *(f"<th>step <b>{short(step)}</b></th>" for step, _ in sheets)]
+    heads += ['<th class="gap"></th>', "<th>original</th>"]
+    rows = []
+    for index in range(min(len(first.rows), _MAX_IMAGES)):
+        pictures = [first.rows[index]["masked"], *(cells.rows[index]["paste"] for _, cells in sheets)]
+        row = [_cell(picture, "masked" if i == 0 else f"step {sheets[i - 1][0]}") for i, picture in enumerate(pictures)]
+        rows.append("".join([*row, '<td class="gap"></td>', _cell(first.rows[index]["original"], "original")]))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="strip"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def masks(run: RunData) -> str:
+    """Masks of the run's strategy, where they fall, and their numbers; or a sentence."""
+    try:
+        config = read_config(run.run_dir / "config.json")
+        height, width = config.data.image_size
+        patch = config.backbone.patch_size
+        shown = exhibit(config.mask, Grid(height // patch, width // patch), num_masks=4, seed=config.seed)
+    except (ConfigError, ValueError, ArithmeticError) as error:
+        return f'<p class="note">The masks cannot be drawn by this version: {escape(str(error))}.</p>'
+    figures = [f"<figure>{_mask_svg(hidden.tolist())}</figure>" for hidden in shown.hidden]
+    figures.append(
+        f"<figure>{_frequency_svg(shown.frequency.tolist())}<figcaption>how often visible</figcaption></figure>"
+    )
+    return f'<div class="card"><div class="masks">{"".join(figures)}{_numbers(shown)}</div></div>'
+
+
+def _numbers(shown: Exhibit) -> str:
+    numbers = shown.coverage
+    rows = [
+        ("strategy", shown.name),
+        ("visible", f"{100 * numbers.share_visible:.1f} %"),
+        ("visible of a hidden patch's 4 neighbours", f"{numbers.visible_neighbours:.2f}"),
+        ("hidden with nothing visible around", f"{100 * numbers.share_isolated:.1f} %"),
+        ("patches to the nearest visible one", f"{numbers.distance:.2f}"),
+    ]
+    cells = "".join(f'<tr><th>{escape(name)}</th><td class="n">{escape(value)}</td></tr>' for name, value in rows)
+    return f'<table class="plain">{cells}</table>'
+
+
+def _mask_svg(hidden: list[list[bool]]) -> str:
+    """Visible patches filled, hidden ones left empty."""
+    squares = [
+        f"M{x + 0.05:.2f} {y + 0.05:.2f}h.9v.9h-.9z" for y, row in enumerate(hidden) for x, h in enumerate(row) if not h
+    ]
+    return _svg(hidden, f'<path d="{"".join(squares)}"/>')
+
+
+def _frequency_svg(frequency: list[list[float]]) -> str:
+    squares = [
+        f'<rect x="{x + 0.05:.2f}" y="{y + 0.05:.2f}" width=".9" height=".9" opacity="{1 - value:.2f}"/>'
+        for y, row in enumerate(frequency)
+        for x, value in enumerate(row)
+    ]
+    return _svg(frequency, "".join(squares))
+
+
+def _svg(cells: list[list[bool]] | list[list[float]], body: str) -> str:
+    return f'<svg viewBox="-.3 -.3 {len(cells[0]) + 0.6} {len(cells) + 0.6}" aria-hidden="true">{body}</svg>'
+
+
+def _spread(panels: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
+    """At most _MAX_STEPS of the panels, denser at the start, where most changes: the first and last are among them."""
+    if len(panels) <= _MAX_STEPS:
+        return panels
+    last = len(panels) - 1
+    places = {round((last + 1) ** (i / (_MAX_STEPS - 1)) - 1) for i in range(_MAX_STEPS)}
+    for place in range(last):  # small powers may have met in one place
+        if len(places) == _MAX_STEPS:
+            break
+        places.add(place)
+    return [panels[place] for place in sorted(places)]
+
+
+def _same_images(first: Cells, other: Cells) -> bool:
+    return len(first.rows) == len(other.rows) and all(
+        a["masked"].tobytes() == b["masked"].tobytes() for a, b in zip(first.rows, other.rows, strict=True)
+    )
+
+
+def _cell(picture: Image.Image, words: str) -> str:
+    small = picture
+    if max(picture.size) > _CELL_PX:
+        small = picture.copy()
+        small.thumbnail((_CELL_PX, _CELL_PX), Image.Resampling.LANCZOS)
+    return f'<td><img src="{_data_url(small)}" alt="{words}" width="{small.width}" height="{small.height}"></td>'
+
+
+def _data_url(picture: Image.Image) -> str:
+    """The picture inside the page: a lossless PNG where that is small, as for enlarged pixels, else a good JPEG."""
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    picture.save(png, format="PNG")
+    picture.save(jpeg, format="JPEG", quality=88)
+    kind, data = ("png", png) if png.tell() <= 1.5 * jpeg.tell() else ("jpeg", jpeg)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _setting(run: RunData, group: str, name: str) -> object:
+    return run.config.get(group, {}).get(name)
