@@ -1,0 +1,78 @@
+"""One image on its way into a shard: decoded once, made smaller if asked, measured for mean and std."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pretrain.data.decode import BadImage, decode, image_size
+from pretrain.data.pack_sources import Item
+from pretrain.data.shards import BadBytes
+from pretrain.errors import DataError
+
+_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "NPY": "npy"}
+_LOOKED_AT = 64  # pixels a side, at most, that count for mean and std
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is done to the pixels."""
+
+    size_px: int | None = None  # short side; None keeps the original bytes
+    quality: int = 90  # of the JPEG
+    full_chroma: bool = False  # 4:4:4 in place of 4:2:0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Members of one sample by extension, or the reason why there is none; sums over its pixels."""
+
+    members: dict[str, bytes]
+    sums: list[list[int]]
+    rejected: str | None = None
+
+
+def prepare(item: Item, encoding: Encoding) -> Packed:
+    """The sample of an image. What cannot be decoded is rejected with its reason; a failing disk is a DataError."""
+    try:
+        data = item.load()
+        width, height, kind = image_size(data)
+        sums: list[list[int]] = []
+        if kind != "NPY":  # an array is its own pixels
+            pixels = decode(data)
+            sums = _sums(pixels)
+            if encoding.size_px is not None and min(pixels.shape[:2]) > encoding.size_px:
+                data, kind = _smaller(pixels, encoding), "JPEG"
+    except (BadImage, BadBytes) as error:
+        return Packed({}, [], str(error))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        return Packed({}, [], f"cannot be read: {error.strerror}")
+    except OSError as error:
+        raise DataError(f"{item.name} cannot be read ({error}); run the same command again to go on") from error
+    about = {"name": item.name, "width": width, "height": height}
+    members = {_EXTENSION[kind]: data, "json": json.dumps(about, sort_keys=True).encode()}
+    if item.label is not None:
+        members["cls"] = str(item.label).encode()
+    return Packed(members, sums)
+
+
+def _smaller(pixels: np.ndarray, encoding: Encoding) -> bytes:
+    assert encoding.size_px is not None
+    height, width = pixels.shape[:2]
+    scale = encoding.size_px / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    out = io.BytesIO()
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    image.save(out, "JPEG", quality=encoding.quality, subsampling=0 if encoding.full_chroma else 2)
+    return out.getvalue()
+
+
+def _sums(pixels: np.ndarray) -> list[list[int]]:
+    """Number, sum and sum of squares of each channel over a coarse grid: whole numbers, so any order gives the same."""
+    step = (np.array(pixels.shape[:2]) - 1) // _LOOKED_AT + 1
+    seen = pixels[:: step[0], :: step[1]].reshape(-1, pixels.shape[2]).astype(np.int64)
+    return [[len(seen), int(total), int(square)] for total, square in zip(seen.sum(0), (seen**2).sum(0))]
