@@ -48,11 +48,10 @@ def transform(blocks, norm, x):
 
 
 def plain_loss(backbone, objective, images, scores, num_visible):
-    """MAE as in the paper's appendix: embed every patch, shuffle, encode, unshuffle with mask tokens, decode everything in
+    """MAE as its paper tells it: embed every patch, shuffle, encode, unshuffle with mask tokens, decode everything in
     raster order, mean squared error of all patches times the mask."""
-    pixels = (images.to(backbone.pos_embed.dtype) / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
-        :, None, None
-    ]
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    pixels = (images / 255 - mean) / std
     projection, decoder, prefix = backbone.patch_embed.proj, objective.decoder, backbone.num_prefix
     x = torch.nn.functional.conv2d(pixels, projection.weight, projection.bias, stride=8).flatten(2).transpose(1, 2)
     slots = backbone.pos_embed.shape[1] - 24
@@ -108,8 +107,8 @@ def test_bf16_weights_keep_the_loss_in_fp32_and_near():
     backbone, objective = model()
     images, mask = inputs()
     want = objective(backbone, images, mask, objective.target(images))[0]["pixel"]
-    got = objective(backbone.bfloat16(), images, mask, objective.target(images))[0]["pixel"] if False else None
-    objective.bfloat16(), backbone.bfloat16()
+    backbone.bfloat16()
+    objective.bfloat16()
     got = objective(backbone, images, mask, objective.target(images))[0]["pixel"]
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=0.02, atol=0)
@@ -193,7 +192,8 @@ def test_checkpointing_changes_no_number():
     results = []
     for on in (False, True):
         backbone.checkpointing = objective.checkpointing = on
-        backbone.zero_grad(), objective.zero_grad()
+        backbone.zero_grad()
+        objective.zero_grad()
         losses, _ = objective(backbone, images, mask, objective.target(images))
         losses["pixel"].mean().backward()
         results.append([p.grad.clone() for p in (*backbone.parameters(), *objective.parameters())])
@@ -205,25 +205,19 @@ def test_every_parameter_is_used_inside_the_module_that_owns_it():
     """ZeRO-3 gathers a module's own parameters when its forward starts: one touched from elsewhere would be empty."""
     backbone, objective = model()
     images, mask = inputs()
-    running, used = [], set()
+    empty = torch.nn.Parameter(torch.empty(0))
 
-    def enter(module, _):
-        running.append(module)
-        used.update(id(parameter) for parameter in module.parameters(recurse=False))
+    def gather(name, parameter):
+        return lambda module, _: module._parameters.__setitem__(name, parameter)
 
-    for part in (backbone, objective):
-        for module in part.modules():
-            module.register_forward_pre_hook(enter)
-            own = list(module.named_parameters(recurse=False))
-            for name, parameter in own:
-                empty = torch.nn.Parameter(torch.empty(0))
-                setattr(module, name, empty)
-                module.register_forward_pre_hook(
-                    lambda m, _, name=name, parameter=parameter: m._parameters.__setitem__(name, parameter)
-                )
-                module.register_forward_hook(
-                    lambda m, a, o, name=name, empty=empty: m._parameters.__setitem__(name, empty)
-                )
+    def release(name):
+        return lambda module, _, out: module._parameters.__setitem__(name, empty)
+
+    for module in (*backbone.modules(), *objective.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module._parameters[name] = empty
+            module.register_forward_pre_hook(gather(name, parameter))
+            module.register_forward_hook(release(name))
     losses, _ = objective(backbone, images, mask, None)
     assert losses["pixel"].isfinite().all()
 
