@@ -67,8 +67,8 @@ def detect(environ: Mapping[str, str] | None = None) -> Environment:
     )
 
 
-def export(environment: Environment) -> None:
-    """Writes the five variables DeepSpeed reads, and keeps the numeric libraries of several local processes apart."""
+def export(environment: Environment, *, cuda: bool) -> None:
+    """Writes the variables DeepSpeed reads; without cuda it is told so, or it warns of what it did not find."""
     os.environ.update(
         RANK=str(environment.rank),
         WORLD_SIZE=str(environment.world_size),
@@ -76,7 +76,8 @@ def export(environment: Environment) -> None:
         MASTER_ADDR=environment.master_addr,
         MASTER_PORT=str(environment.master_port),
     )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def local_world_size(environ: Mapping[str, str] | None = None) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from launch import environment as env
 from launch.preempt import StopFlag
 from pretrain.checks import check
@@ -20,8 +22,9 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
     check(config, place.world_size)
     stop = StopFlag(place.deadline_s)
     stop.listen()
-    env.export(place)
-    _share_cores()
+    env.export(place, cuda=torch.cuda.is_available())
+    if not env.threads_set():  # several processes on one machine share its cores; torch would give all of them to each
+        torch.set_num_threads(max(1, env.cores() // env.local_world_size()))
     from pretrain.train import Around, train
 
     if place.rank == 0:
@@ -36,14 +39,6 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
         say=_say,
     )
     train(config, around)
-
-
-def _share_cores() -> None:
-    """Several processes on one machine share its cores; torch would give all of them to each."""
-    import torch
-
-    if not env.threads_set():
-        torch.set_num_threads(max(1, env.cores() // env.local_world_size()))
 
 
 def _say(text: str) -> None:

@@ -7,17 +7,18 @@ can never touch what is trained.
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from masking.draw import Rows, draw
 from pretrain.config import Config
-from pretrain.data.evaluation_batches import evaluation_batches
+from pretrain.data.evaluation_batches import EvaluationBatches, evaluation_batches
+from pretrain.data.shards import ShardSet
 from pretrain.data.sources import Sources
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
+from pretrain.evaluation.features import interleave
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
@@ -62,17 +63,16 @@ class Observer:
         cfg = self._config.evaluation
         ema = cfg.weights == "ema" and self._config.engine.ema_decay is not None and step > 0
         model = self._copy(self._engine.weights(ema=ema))
-        if self._sources.val is None:
-            return
+        engine = self._engine
         result = evaluate(
             model.backbone,
             self._batches(self._sources.train),
             self._batches(self._sources.val),
             cfg,
-            device=self._engine.device,
-            is_main=self._engine.rank == 0,
+            device=engine.device,
+            gather=interleave(engine.rank, engine.world, engine.all_reduce_host) if engine.world > 1 else None,
+            is_main=engine.rank == 0,
         )
-        del model
         self._tracker.evaluation({"step": step, "weights": "ema" if ema else "model", **result})
 
     def _copy(self, weights: dict[str, Tensor]) -> PretrainModel:
@@ -81,9 +81,14 @@ class Observer:
         model.load_state_dict(weights)
         return model.to(self._engine.device).eval().requires_grad_(False)
 
-    def _batches(self, shards: Any) -> Any:
+    def _batches(self, shards: ShardSet) -> EvaluationBatches:
         return evaluation_batches(
-            shards, self._config.data, batch_size=64, rank=0, world=1, max_images=self._config.evaluation.max_images
+            shards,
+            self._config.data,
+            batch_size=64,
+            rank=self._engine.rank,
+            world=self._engine.world,
+            max_images=self._config.evaluation.max_images,
         )
 
     def _panel_images(self) -> Tensor:

@@ -86,21 +86,24 @@ class Run:
 
 def train(config: Config, around: Around) -> None:
     """Trains config's run to its last step. Raises SavedForLater when asked to stop before, and LacunaErrors."""
-    init_distributed(around.place, config.engine.collective_timeout_s)
-    config = _settle(config, around)
-    run = _open(config, around)
+    try:
+        init_distributed(around.place, config.engine.collective_timeout_s)
+        _run(_open(_settle(config, around), around), around)
+    except RuntimeError as error:
+        if not is_peer_failure(error):
+            raise
+        raise SavedForLater(
+            f"another process of this job is gone ({str(error).splitlines()[0]}); what was published in "
+            f"{config.run_dir / 'ckpt'} stands; run the same command again to go on from it"
+        ) from error
+
+
+def _run(run: Run, around: Around) -> None:
+    """The loop, and the end of everything that was opened for it."""
     try:
         _loop(run, around)
     except LacunaError as error:
         run.tracker.event("stopped", reason=str(error), exit_code=error.exit_code, step=run.state.step)
-        raise
-    except RuntimeError as error:
-        if is_peer_failure(error):
-            saved = run.checkpoints.last_step
-            raise SavedForLater(
-                f"a peer process is gone ({str(error).splitlines()[0]}); the checkpoint of step {saved} stands; "
-                "run the same command again to go on from it"
-            ) from error
         raise
     finally:
         if run.live is not None:
@@ -142,7 +145,7 @@ def _open(config: Config, around: Around) -> Run:
         block=config.data.block,
     )
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine)
-    state = checkpoints.restore(fresh)
+    state = checkpoints.restore(fresh, allow_change=around.allow_change)
     if is_main:
         write_config(config, config.run_dir / "config.json")
         (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
@@ -156,9 +159,10 @@ def _open(config: Config, around: Around) -> Run:
         access=around.wandb,
     )
     state = replace(state, wandb_id=tracker.wandb_id)
+    checkpoints.on_event = tracker.event
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
     if is_main:
-        around.say(summary(config, engine, sources, state, total_steps, checkpoints))
+        around.say(summary(config, engine, sources, state, total_steps))
     return Run(
         config=config,
         engine=engine,

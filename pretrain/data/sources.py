@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.data.embedded import embedded_shards
 from pretrain.data.settings import DataConfig
 from pretrain.data.shards import ShardSet, open_shards
 
@@ -33,6 +32,8 @@ def patterns(data: DataConfig, cache_dir: Path) -> tuple[str, str | None]:
     """The shard patterns behind data.train and data.val."""
     if data.train != "embedded":
         return as_pattern(data.train), None if data.val is None else as_pattern(data.val)
+    from pretrain.data.embedded import embedded_shards  # needs scikit-image, which few runs do
+
     train, val = embedded_shards(cache_dir / "embedded", data.image_size)
     return train, val if data.val is None else as_pattern(data.val)
 

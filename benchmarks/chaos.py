@@ -1,0 +1,70 @@
+"""How exact is resume? Kills a two-rank DeepSpeed run at random times and compares it with the same run left in peace.
+
+    python benchmarks/chaos.py --kills 20 --stage 1
+
+Prints the count of kills and attempts, and that weights, moments, every loss line and every ledger line are identical;
+writes benchmarks/results/chaos-zero1.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests import chaos  # noqa: E402  # the checkout is not on the path before the line above
+from tests.zygote import shared  # noqa: E402
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        base = Path(folder)
+        pattern = chaos.make_shards(base / "shards")
+        settings = {
+            name: chaos.overrides(base / "runs" / name, pattern, options.steps, options.stage, options.workers)
+            for name in ("calm", "stormy")
+        }
+        calm_s = chaos.timed(lambda: chaos.calm(shared(), settings["calm"]))
+        began = time.monotonic()
+        toll = chaos.stormy(
+            shared(), settings["stormy"], base / "runs" / "stormy", options.kills, options.seed, reach_s=options.reach
+        )
+        stormy_s = time.monotonic() - began
+        same = chaos.compare(base / "runs" / "calm", base / "runs" / "stormy")
+    result = {
+        "command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "machine": platform.platform(),
+        "world": 2, "zero_stage": options.stage, "steps": options.steps, "calm_s": round(calm_s, 1),
+        "stormy_s": round(stormy_s, 1), **asdict(toll), "identical": True, **same,
+    }  # fmt: skip
+    path = ROOT / "benchmarks" / "results" / f"chaos-zero{options.stage}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        f"{toll.kills} kills in {toll.attempts} attempts ({stormy_s:.0f} s): weights, moments, "
+        f"{same['metrics_lines']} loss lines and {same['ledger_lines']} ledger lines identical to the run never killed"
+    )
+    shared().close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs that must hit a living rank (default 20)")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of the run (default 200)")
+    parser.add_argument("--stage", type=int, default=1, choices=range(4), help="DeepSpeed ZeRO stage (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes a rank (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the times and victims (default 0)")
+    parser.add_argument("--reach", type=float, default=7.0, help="latest kill after a start, seconds (default 7)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""A run that was killed is the run that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import chaos
+from tests.zygote import shared
+
+
+@pytest.mark.parametrize("stage", [1])
+def test_a_run_killed_at_random_ends_bit_for_bit_like_the_one_left_in_peace(tmp_path: Path, stage: int) -> None:
+    pattern = chaos.make_shards(tmp_path / "shards")
+    runs = {name: tmp_path / "runs" / name for name in ("calm", "stormy")}
+    settings = {name: chaos.overrides(path, pattern, steps=60, stage=stage, workers=1) for name, path in runs.items()}
+    chaos.calm(shared(), settings["calm"])
+    toll = chaos.stormy(shared(), settings["stormy"], runs["stormy"], kills=3, seed=stage, reach_s=4.0)
+    assert toll.kills == 3
+    found = chaos.compare(runs["calm"], runs["stormy"])
+    assert found["metrics_lines"] == 60 and found["ledger_lines"] > 0
