@@ -44,7 +44,8 @@ class RunData:
             return int(self.config["steps"])
         last = self.steps[-1] if self.steps else {}
         if self.config.get("epochs") and last.get("epoch"):
-            return int(math.ceil(self.config["epochs"] * last["step"] / last["epoch"] - 1e-2))
+            total: int = math.ceil(self.config["epochs"] * last["step"] / last["epoch"] - 1e-2)
+            return total
         return None
 
     @property

@@ -26,7 +26,7 @@ from pretrain.tracking.wandb_log import read_history
 
 _POLL_S = 1.0
 _GRACE_S = 30.0  # from the end of the parent to the end of this process
-_PROBE_S = 5.0
+_PROBE_S = 3.0
 _INIT_S = 30.0
 _TEXT_KEYS = ("loss_hex", "digest")  # for comparing runs to the bit, not for curves
 

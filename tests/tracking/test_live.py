@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import pty
+import select
 import struct
 import termios
 
@@ -27,11 +28,10 @@ class Terminal:
 
     def read(self):
         self.stream.flush()
-        os.set_blocking(self.master, False)
-        try:
-            return os.read(self.master, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+        data = b""
+        while select.select([self.master], [], [], 0.2)[0]:  # the kernel hands it over a moment later
+            data += os.read(self.master, 1 << 16)
+        return data.decode()
 
     def close(self):
         self.stream.close()
