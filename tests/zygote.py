@@ -26,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PRELOAD = (
     "torch", "torch._dynamo", "deepspeed", "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.superoffload.superoffload_stage3", "safetensors.torch", "numpy", "einops",
+    "deepspeed.runtime.superoffload.superoffload_stage3", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "safetensors.torch", "numpy", "einops",
     "pretrain.engine.engine", "pretrain.engine.checkpoint", "pretrain.engine.watch",
 )  # fmt: skip
 
@@ -77,7 +78,10 @@ class Zygote:
     """Talks to the server process, one JSON line each way."""
 
     def __init__(self) -> None:
-        env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+        env = dict(
+            os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
+            TORCHINDUCTOR_COMPILE_THREADS="1",  # DeepSpeed imports the compiler, which must start no helpers
+        )  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
         )

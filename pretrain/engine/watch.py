@@ -89,7 +89,7 @@ class Watch:
         tensors = {}
         for micro, batch in enumerate(seen.batches):
             for name in ("images", "labels", "weight", "positions"):
-                tensors[f"{micro}.{name}"] = getattr(batch, name).detach().cpu().contiguous()
+                tensors[f"{micro}.{name}"] = getattr(batch, name).detach().cpu().clone()
         save_file(tensors, folder / f"batch-rank{self._engine.rank:05d}.safetensors")
         facts = {"step": seen.step, "rank": self._engine.rank, "world": self._engine.world, "micro": len(seen.batches)}
         (folder / f"batch-rank{self._engine.rank:05d}.json").write_text(json.dumps(facts) + "\n")

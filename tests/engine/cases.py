@@ -20,7 +20,9 @@ from pretrain.engine.distributed import Place
 from pretrain.engine.engine import Engine, init_distributed
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.engine.stored import Reader, read_facts, read_weights
-from pretrain.types import Features, Losses, Target
+from pretrain.engine.watch import Watch
+from pretrain.errors import NumericalError
+from pretrain.types import Batch, Features, Losses, Target
 
 deepspeed_config.PERSIST_BELOW = 100  # so that stage 3 does cut the tiny model's tensors
 GLOBAL_BATCH, WIDTH = 12, 24
@@ -170,7 +172,7 @@ def as_lists(weights: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def train(place: Place, run_dir: str, combos: list[list[Any]], stop: int) -> dict[str, Any]:
-    """Goes on from the newest checkpoint, if any, to step stop and saves: losses, and digests of weights and average."""
+    """Goes on from the newest checkpoint, if any, to step stop and saves: losses, digests of weights and average."""
     out = {}
     for stage, precision, settings in combos:
         folder = Path(run_dir) / f"{stage}-{precision}-{settings.get('accumulation', 1)}"
@@ -292,3 +294,20 @@ def rounded(place: Place, directories: list[str]) -> list[dict[str, list[float]]
 def stored_tensors(directory: Path) -> list[tuple[str, Tensor]]:
     """Every tensor in every rank's file."""
     return [item for path in sorted(directory.glob("*.safetensors")) for item in load_file(path).items()]
+
+
+def watched(place: Place, run_dir: str, pattern: str) -> dict[str, Any]:
+    """A step for each character, spoiled where it is 1, checked every fourth: when and how the run ended."""
+    engine = make(place, 1, "fp32", run_dir).engine
+    job, watch = Job(engine), Watch(3, Path(run_dir), engine)
+    for step, spoiled in enumerate(pattern):
+        flag = job.step(step, poison="loss" if spoiled == "1" else None)[2]
+        rows = torch.arange(step * GLOBAL_BATCH + place.rank, (step + 1) * GLOBAL_BATCH, place.world_size)
+        pixels = torch.zeros(len(rows), 3, 4, 4, dtype=torch.uint8)
+        watch.note(step, [Batch(pixels, rows, torch.ones(len(rows)), rows, 0)], flag)
+        if step % 4 == 3:
+            try:
+                watch.check()
+            except NumericalError as error:
+                return {"ended_at": step + 1, "text": str(error), "skipped": watch.skipped}
+    return {"ended_at": None}
