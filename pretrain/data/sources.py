@@ -34,7 +34,7 @@ def patterns(data: DataConfig, cache_dir: Path) -> tuple[str, str | None]:
         return as_pattern(data.train), None if data.val is None else as_pattern(data.val)
     from pretrain.data.embedded import embedded_shards  # needs scikit-image, which few runs do
 
-    train, val = embedded_shards(cache_dir / "embedded", data.image_size)
+    train, val = embedded_shards(cache_dir / ".embedded", data.image_size)
     return train, val if data.val is None else as_pattern(data.val)
 
 
