@@ -162,13 +162,13 @@ class Loader:
     def _in_order(self) -> Iterator[Batch]:
         """Units come by micro-batch, each with all its crops; steps want the first crop of all units, then the next."""
         while True:
-            units = []
-            for _ in range(self._source.accumulation):
-                units.append(next(self._units, None))
-                if units[-1] is None:
-                    return
+            units: list[dict[str, Any]] = []
+            for unit in islice(self._units, self._source.accumulation):
+                units.append(unit)
                 self._units_taken += 1
-                yield _batch(units[-1], 0)
+                yield _batch(unit, 0)
+            if not units:
+                return  # closed
             for crop in range(1, len(units[0]["digests"])):
                 for unit in units:
                     yield _batch(unit, crop)

@@ -167,7 +167,8 @@ def _death(processes: list[BaseProcess]) -> str:
     for process in processes:
         code = process.exitcode
         if code is not None and code < 0:
-            return f" (pid {process.pid}, signal {-code}: {_MEANINGS.get(-code, signal.Signals(-code).name)})"
+            number = signal.Signals(-code)
+            return f" (pid {process.pid}, signal {-code}: {_MEANINGS.get(number, number.name)})"
         if code:
             return f" (pid {process.pid}, exit code {code})"
     return ""
