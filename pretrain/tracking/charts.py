@@ -11,8 +11,8 @@ from itertools import accumulate
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 520, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 28
+_WIDTH, _HEIGHT = 520, 256
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 22, 28  # hovering writes above the top
 _MAX_POINTS = 400
 
 

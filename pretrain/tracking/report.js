@@ -6,7 +6,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
   text.setAttribute("class", "tick");
   text.setAttribute("text-anchor", "end");
   text.setAttribute("x", 506);
-  text.setAttribute("y", 4);
+  text.setAttribute("y", 12);
   for (const dot of dots) { dot.setAttribute("class", "cursor"); dot.setAttribute("r", 0); }
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();

@@ -94,7 +94,8 @@ def _scores(run: RunData) -> list[str]:
         more = f"at step {short(last_step)}"
         if first_step == 0 and last_step > 0:
             gain = 100 * (last - first)
-            more = f"untrained {100 * first:.1f} %: <b>{gain:+.1f} points</b>"
+            better = "more" if gain > 0 else "less"
+            more = f'untrained {100 * first:.1f} %: <b class="{better}">{gain:+.1f} points</b>'
         cards.append(_number(f"{name} accuracy", f"{100 * last:.1f}<small> %</small>", more, "number main"))
     return cards
 
@@ -152,9 +153,7 @@ def _curves(run: RunData) -> str:
     ]
     for title, key, note in plans:
         points = run.curve(key)
-        if not points or (
-            key == "memory_gb" and len({y for _, y in points}) == 1
-        ):  # the same throughout: a number above
+        if not points or (key == "memory_gb" and _flat(points)):  # then it is a number above
             continue
         series = [Series("raw", points, "faint"), Series(title, smooth(points, sharp_start=key == "grad_norm"))]
         if key == "lr":
@@ -208,6 +207,11 @@ def _warnings(run: RunData) -> str:
     words = run.evaluations[-1].get("warnings")
     items = words if isinstance(words, list) else []
     return "".join(f'<p class="warn">{escape(str(item))}</p>' for item in items)
+
+
+def _flat(points: list[Point]) -> bool:
+    values = [y for _, y in points]
+    return max(values) <= 1.2 * min(values)
 
 
 def _wide(points: list[Point]) -> bool:

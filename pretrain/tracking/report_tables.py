@@ -18,6 +18,8 @@ _MAX_ROWS = 12
 def history(run: RunData) -> str:
     """Attempts and what happened in them, oldest first; or a sentence."""
     events = [event for event in run.journal if event.get("event") != "panel"]
+    kinds = [event.get("event") for event in events]
+    events = [e for e, now, after in zip(events, kinds, [*kinds[1:], ""]) if not now == after == "checkpoint"]
     if not events:
         return '<p class="note">The journal is empty.</p>'
     rows, going = [], False

@@ -25,6 +25,7 @@ from pretrain.tracking.lines import Record
 from pretrain.tracking.wandb_log import read_history
 
 _POLL_S = 1.0
+_SETTLE_S = 3.0
 _GRACE_S = 30.0  # from the end of the parent to the end of this process
 _PROBE_S = 3.0
 _INIT_S = 30.0
@@ -37,13 +38,19 @@ def main(run_dir: str) -> None:
         signal.signal(name, signal.SIG_IGN)  # the launcher's signals are for training; the pipe tells us
     os.nice(10)
     folder = Path(run_dir) / "wandb"
+    import wandb
+
     ending = threading.Event()
     threading.Thread(target=_watch_parent, args=(ending,), daemon=True).start()
     with _alone(folder):
         job = json.loads((folder / "job.json").read_text())
+        _settle(folder)
         run, mode = _init(Path(run_dir), job)
-        Sender(Path(run_dir), run, mode).follow(ending)
+        sender = Sender(Path(run_dir), run, mode)
+        sender.follow(ending)
         run.finish()
+        wandb.teardown()  # W&B's own process may still be writing until here
+        sender.note(ended=True)
     os._exit(0)  # not through the exit hooks: everything is written, and they might wait
 
 
@@ -55,42 +62,66 @@ class Sender:
         self._run = run
         self._mode = mode
         self._tails = {name: Tail(run_dir / f"{name}.jsonl") for name in ("metrics", "evaluations", "journal")}
-        self._last, self._extras = _on_disk(run_dir / "wandb")
+        self._last, self._sent = _on_disk(run_dir / "wandb")
         if mode == "online":
             self._last = run.starting_step - 1 if run.resumed else 0
-            self._extras = {key for key in self._extras if key[1] <= self._last}
+            self._sent = {key for key in self._sent if key[1] <= self._last}
+        self._waiting: list[tuple[int, str, Record]] = []  # evaluations and panels: (step, group, record)
+        self._in_row: set[str] = set()  # groups that are in W&B's current row already
 
     def follow(self, ending: threading.Event) -> None:
         """Sends rows as they are written; returns when ending is set and nothing is left."""
-        while True:
+        ended = False
+        while not ended:
             ended = ending.wait(_POLL_S)
             self._send()
-            if ended:
-                return
+        while self._waiting:  # nothing came after them: they get rows of their own
+            self._next_row(self._last + 1)
+            self._send_extras(self._last)
 
     def _send(self) -> None:
-        rows = [(row["step"], 0, row) for row in self._tails["metrics"].new() if row["step"] > self._last]
-        rows += [(row["step"], 1, row) for row in self._tails["evaluations"].new()]
-        rows += [(row["step"], 2, row) for row in self._tails["journal"].new() if row["event"] == "panel"]
-        for step, kind, row in sorted(rows, key=lambda item: item[:2]):
-            if kind == 0:
-                self._run.log({"step": step, **_numbers(row)}, step=step)
-                self._last = step
-            else:
-                self._send_extra("eval" if kind == 1 else "panels", step, row)
-        _replace_json(self._run_dir / "wandb" / "status.json", {"mode": self._mode, "sent": self._last})
+        self._waiting += [(row["step"], "eval", row) for row in self._tails["evaluations"].new()]
+        panels = [row for row in self._tails["journal"].new() if row["event"] == "panel"]
+        self._waiting += [(row["step"], "panels", row) for row in panels]
+        self._waiting.sort(key=lambda item: item[:2])
+        self._send_extras(self._last)
+        for row in self._tails["metrics"].new():
+            if row["step"] > self._last:
+                self._next_row(row["step"])
+                self._run.log({"step": row["step"], **_numbers(row)}, step=row["step"])
+                self._send_extras(row["step"])
+        self.note(ended=False)
 
-    def _send_extra(self, group: str, step: int, row: Record) -> None:
-        """Evaluations and panels have steps of their own, because W&B's may already be past them."""
-        if (group, step) in self._extras:
-            return
-        self._extras.add((group, step))
-        if group == "eval":
-            values = {f"eval/{name}": value for name, value in _numbers(row).items() if name != "step"}
-        else:
-            values = self._picture(step, self._run_dir / row["path"])
-        if values:
-            self._run.log({f"{group}/step": step, **values}, step=max(step, self._last))
+    def note(self, *, ended: bool) -> None:
+        """Says in wandb/status.json how far this mirror is."""
+        path = self._run_dir / "wandb" / "status.json"
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps({"mode": self._mode, "sent": self._last, "ended": ended}))
+        os.replace(temporary, path)
+
+    def _next_row(self, step: int) -> None:
+        self._last = step
+        self._in_row = set()
+
+    def _send_extras(self, step: int) -> None:
+        """Puts evaluations and panels up to step into the current row, one of a kind; the others wait for the next.
+
+        They have steps of their own, since W&B's only ever grows and may be past them; and they must not push it past
+        step records that are not written yet, which W&B would then drop."""
+        waiting, self._waiting = self._waiting, []
+        for item in waiting:
+            at, group, row = item
+            if (group, at) in self._sent:
+                continue
+            if at > step or group in self._in_row:
+                self._waiting.append(item)
+                continue
+            self._sent.add((group, at))
+            self._in_row.add(group)
+            named = {f"eval/{name}": value for name, value in _numbers(row).items() if name != "step"}
+            values = named if group == "eval" else self._picture(at, self._run_dir / row["path"])
+            if values:
+                self._run.log({f"{group}/step": at, **values}, step=step)
 
     def _picture(self, step: int, path: Path) -> Record:
         import wandb
@@ -204,7 +235,11 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _replace_json(path: Path, value: Record) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
+def _settle(folder: Path) -> None:
+    """Gives W&B's own process the time to write its last rows where the mirror before this one was killed."""
+    try:
+        ended = json.loads((folder / "status.json").read_text())["ended"]
+    except (OSError, ValueError, KeyError):
+        ended = not list(folder.glob("*run-*"))
+    if not ended:
+        time.sleep(_SETTLE_S)

@@ -80,6 +80,26 @@ def test_evaluations_and_pictures_arrive_at_their_own_steps(finished):
     assert pictures[0]["panels/reconstruction._type"] == "image-file"
 
 
+def test_pictures_and_evaluations_never_push_wandb_past_steps_that_are_still_to_come(tmp_path):
+    run = open_tracker(tmp_path)
+    picture = tmp_path / "panels" / "p.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(picture)
+    run.log(records(1, 10))
+    for step in (0, 15, 25, 28):
+        run.panel(step, picture)
+        run.evaluation({"step": step, "knn": step / 100})
+    wait_for(lambda: (tmp_path / "wandb" / "status.json").exists())
+    run.log(records(11, 30))
+    wait_for(lambda: json.loads((tmp_path / "wandb" / "status.json").read_text())["sent"] == 30)
+    run.panel(20, picture)
+    run.panel(22, picture)
+    run.close()
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == list(range(1, 31))
+    assert sorted(row["eval/step"] for row in rows(tmp_path) if "eval/step" in row) == [0, 15, 25, 28]
+    assert sorted(row["panels/step"] for row in rows(tmp_path) if "panels/step" in row) == [0, 15, 20, 22, 25, 28]
+
+
 def test_wandb_gets_the_config_the_stable_id_and_axes_but_no_code(finished):
     run_dir, run_id = finished
     found = [record for path in logs(run_dir) for record in read_records(path)]
