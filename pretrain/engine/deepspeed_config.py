@@ -41,8 +41,9 @@ def deepspeed_config(cfg: EngineConfig, precision: Precision, batch_size: int, w
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": False}
+        config["data_types"] = {"buffer_dtype": "bf16"}  # as module.bfloat16() does; positions are added to tokens
         if accumulates_in_deepspeed(cfg):
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+            config["data_types"]["grad_accum_dtype"] = "fp32"
     assert set(config) <= _TOP
     return config
 

@@ -195,9 +195,6 @@ class Engine:
         for flat in self._layout.flats:
             materialize_state(optimizer, flat)
         if self.precision == "bf16":
-            for buffer in self.model.buffers():  # DeepSpeed rounds parameters only, and fp32 positions would lift all to fp32
-                if buffer.is_floating_point():
-                    buffer.data = buffer.bfloat16()
             for piece in self._layout.held:
                 piece.of(piece.flat).copy_(exact[piece.name].view(-1)[piece.start : piece.start + piece.numel])
             self._layout.refresh()
