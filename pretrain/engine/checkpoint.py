@@ -62,6 +62,7 @@ class Checkpoints:
         self._run_dir, self._dir, self._cfg, self._engine = run_dir, run_dir / "ckpt", cfg, engine
         self._attempts = Attempts(run_dir)
         self._failures = 0
+        self._last_path: Path | None = None
         self.attempt: int = self._together(lambda: self._attempts.open(engine.world) if self._is_main else 0)[0]
 
     def save(self, state: RunState) -> Path | None:
@@ -69,7 +70,7 @@ class Checkpoints:
         final = self._dir / directory_name(state.step, self.attempt)
         temporary = self._dir / f".tmp-{final.name}"
         if self.last_step == state.step:
-            return final
+            return self._last_path
         try:
             self._together(lambda: self._begin(temporary, final))
             sums = self._together(lambda: asdict(self._engine.save_slices(temporary)))
@@ -78,7 +79,7 @@ class Checkpoints:
             self._give_up(state.step, temporary, failure)
             return None
         self._failures = 0
-        self.last_step = state.step
+        self.last_step, self._last_path = state.step, final
         if self._is_main:
             self._tell("checkpoint", step=state.step, path=final.name)
             self._prune()
@@ -102,7 +103,7 @@ class Checkpoints:
             except _FailedTogether as failure:
                 self._tell("checkpoint unreadable", path=name, reason=str(failure))
                 continue
-            self.last_step = state.step
+            self.last_step, self._last_path = state.step, self._dir / name
             return state
         self._require_no_history(names)
         return expected
