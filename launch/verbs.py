@@ -37,17 +37,15 @@ def pack(options: argparse.Namespace) -> None:
 
 def index(options: argparse.Namespace) -> None:
     """`lacuna index`: validates tars, writes their sidecars and the manifest."""
-    from pretrain.data.shards import open_shards
+    from pretrain.data.indexing import index_shards
     from pretrain.data.sources import as_pattern
     from pretrain.tracking.progress import Progress
 
-    with Progress(None, "images", "indexing") as progress:
-        shards = open_shards(
+    with Progress(None, "shards", "indexing") as progress:
+        report = index_shards(
             as_pattern(options.shards), verify=options.verify, dedupe=options.dedupe, on_progress=_follow(progress)
         )
-    print(f"{shards.num_samples:,} images in {len(shards.names)} shards, fingerprint {shards.fingerprint[:16]}")
-    for line in shards.excluded_summary():
-        print(line)
+    print(report)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -87,7 +85,7 @@ def _labelled(config: Config, max_images: int | None, options: argparse.Namespac
     """Batches to learn from and to be tested on: those named on the command line, else the run's own."""
     from pretrain.data.evaluation_batches import evaluation_batches
     from pretrain.data.shards import open_shards
-    from pretrain.data.sources import as_pattern, patterns
+    from pretrain.data.sources import as_pattern, cache_of, patterns
 
     own_train, own_val = (None, None)
     if options.train_data is None or options.data is None:
@@ -97,7 +95,12 @@ def _labelled(config: Config, max_images: int | None, options: argparse.Namespac
     if val is None:
         raise ConfigError("there are no labelled images to test on: give --data val/, or set data.val in the config")
     train_batches, val_batches = (
-        evaluation_batches(open_shards(str(pattern)), config.data, batch_size=64, max_images=max_images)
+        evaluation_batches(
+            open_shards(str(pattern), cache=cache_of(config.data, options.run)),
+            config.data,
+            batch_size=64,
+            max_images=max_images,
+        )
         for pattern in (train, val)
     )
     return train_batches, val_batches

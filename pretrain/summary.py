@@ -36,5 +36,6 @@ def summary(config: Config, engine: Engine, sources: Sources, state: RunState, t
         if state.step
         else f"weights drawn from seed {config.seed}"
     )
+    lines += [f"note      {note}" for note in sources.train.notes()]
     lines.append(f"start     {start}")
     return "\n".join(lines)

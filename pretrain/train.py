@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 from pretrain.config import Config, to_json, write_config
@@ -126,7 +125,7 @@ def _settle(config: Config, around: Around) -> Config:
 
 def _open(config: Config, around: Around) -> Run:
     is_main = around.place.rank == 0
-    sources = open_sources(config.data, Path(config.runs_dir), is_main, barrier=barrier)
+    sources = open_sources(config.data, config.run_dir, is_main, barrier=barrier)
     engine = Engine(
         build_model(config),
         config.optim,

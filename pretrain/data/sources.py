@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.data.fetch import Cache
 from pretrain.data.settings import DataConfig
 from pretrain.data.shards import ShardSet, open_shards
 
@@ -18,23 +19,30 @@ class Sources:
     val: ShardSet | None
 
 
-def open_sources(data: DataConfig, cache_dir: Path, is_main: bool, *, barrier: Callable[[], None]) -> Sources:
-    """Opens data.train and data.val. cache_dir keeps packed "embedded" photographs. Raises ConfigError, DataError."""
+def open_sources(data: DataConfig, run_dir: Path, is_main: bool, *, barrier: Callable[[], None]) -> Sources:
+    """Opens data.train and data.val; what has to be packed or fetched for them is kept beside or in run_dir. Raises
+    ConfigError, DataError."""
     if is_main:
-        sources = _open(data, cache_dir)
+        sources = _open(data, run_dir)
         barrier()
         return sources
     barrier()
-    return _open(data, cache_dir)
+    return _open(data, run_dir)
 
 
-def patterns(data: DataConfig, cache_dir: Path) -> tuple[str, str | None]:
-    """The shard patterns behind data.train and data.val."""
+def cache_of(data: DataConfig, run_dir: Path) -> Cache:
+    """Where remote shards are kept."""
+    folder = Path(data.cache_dir) if data.cache_dir is not None else run_dir / "shard-cache"
+    return Cache(folder, max_bytes=int(data.cache_gb * 1e9))
+
+
+def patterns(data: DataConfig, runs_dir: Path) -> tuple[str, str | None]:
+    """The shard patterns behind data.train and data.val; embedded photographs are packed once below runs_dir."""
     if data.train != "embedded":
         return as_pattern(data.train), None if data.val is None else as_pattern(data.val)
     from pretrain.data.embedded import embedded_shards  # needs scikit-image, which few runs do
 
-    train, val = embedded_shards(cache_dir / ".embedded", data.image_size)
+    train, val = embedded_shards(runs_dir / ".embedded", data.image_size)
     return train, val if data.val is None else as_pattern(data.val)
 
 
@@ -43,6 +51,7 @@ def as_pattern(text: str) -> str:
     return f"{text.rstrip('/')}/*.tar" if Path(text).is_dir() else text
 
 
-def _open(data: DataConfig, cache_dir: Path) -> Sources:
-    train, val = patterns(data, cache_dir)
-    return Sources(open_shards(train), None if val is None else open_shards(val))
+def _open(data: DataConfig, run_dir: Path) -> Sources:
+    train, val = patterns(data, run_dir.parent)
+    cache = cache_of(data, run_dir)
+    return Sources(open_shards(train, cache=cache), None if val is None else open_shards(val, cache=cache))
