@@ -28,7 +28,7 @@ PRELOAD = (
     "torch", "torch._dynamo", "deepspeed", "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.superoffload.superoffload_stage3", "deepspeed.runtime.zero.muon.muon_optimizer",
     "safetensors.torch", "numpy", "einops",
-    "pretrain.engine.engine", "pretrain.engine.checkpoint", "pretrain.engine.watch",
+    "pretrain.engine.engine", "pretrain.engine.checkpoint", "pretrain.engine.watch", "pretrain.train", "launch.start",
 )  # fmt: skip
 
 
