@@ -53,8 +53,8 @@ def _objective(name: str) -> dict[str, Any]:
     return {
         f"{name}.visible": mask.ids_keep[0].tolist(),
         f"{name}.loss": {key: values.tolist() for key, values in losses.items()},
-        f"{name}.feature": float(features.tokens.double().square().mean()),
-        f"{name}.grad_norm": float(norm),
+        f"{name}.feature": float(features.tokens.detach().double().square().mean()),
+        f"{name}.grad_norm": float(norm.detach()),
     }
 
 
