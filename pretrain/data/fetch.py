@@ -84,6 +84,8 @@ class Cache:
             part.unlink(missing_ok=True)
 
     def _open(self, url: str) -> Any:
+        if not url.startswith("https://") and not (self.allow_http and url.startswith("http://")):
+            raise DataError(f"{url} is not fetched: only https is allowed")
         handlers: list[Any] = [_NoDowngrade(self.allow_http)]
         handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file)))
         opener = urllib.request.OpenerDirector()
@@ -93,10 +95,7 @@ class Cache:
             handlers.append(urllib.request.HTTPHandler())
         for handler in handlers:  # these and no others: no file:, no ftp:, no data:
             opener.add_handler(handler)
-        reply = opener.open(url, timeout=self.timeout_s)
-        if reply is None:
-            raise DataError(f"{url} cannot be opened: only https is allowed")
-        return reply
+        return opener.open(url, timeout=self.timeout_s)
 
     def _evict(self, keep: Path) -> None:
         files = []

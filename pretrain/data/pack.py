@@ -1,8 +1,8 @@
 """`lacuna pack`: images to webdataset shards with an index beside each, and one manifest.
 
 The order of writing is shuffled by the seed, so that neighbours are strangers even to a reader that only streams.
-Every image is decoded once: what cannot be is listed in rejected.csv and left out. A shard appears by rename when it is whole;
-killed at any moment and run again, the same command gives the bytes of a pack that was never interrupted."""
+Every image is decoded once: what cannot be is listed in rejected.csv and left out. A shard appears by rename when it is
+whole; killed at any moment and run again, the same command gives the bytes of a pack that was never interrupted."""
 
 from __future__ import annotations
 
@@ -108,8 +108,9 @@ class _Writer:
         self._split, self._name = "", ""
         self.rejected: list[list[str]] = []  # since the last shard
         self._sums: list[list[int]] = []
-        self._begin()
-        for path in out.glob(f".*{_PART}"):
+        self._part: Path | None = None
+        self._samples = 0
+        for path in out.glob(f".*{_PART}*"):
             path.unlink()  # of the attempt that was killed
 
     def add(self, item: Item, packed: Packed, done: int) -> None:
@@ -153,7 +154,7 @@ class _Writer:
         self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 
     def _begin(self) -> None:
-        self._part: Path | None = None
+        self._part = None
         self._samples = 0
         self.rejected, self._sums = [], []
 

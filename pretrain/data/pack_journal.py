@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,25 +32,24 @@ class Finished:
 
 
 class Journal:
-    """The journal of one folder. `finished` holds the shards that verify; `add` appends another, flushed to the disk."""
+    """The journal of one folder. `finished` holds the shards that verify; `add` appends one, flushed to the disk."""
 
-    def __init__(self, folder: Path, plan: str, on_check: Callable[[str], None] | None = None) -> None:
-        self._folder, self._path = folder, folder / NAME
-        foreign = sorted(path.name for path in folder.glob("*.tar"))
-        if foreign and not self._path.exists():
-            raise ConfigError(f"{folder} holds {foreign[0]}, which lacuna pack did not write; use an empty folder")
-        self._file = self._path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another lacuna pack is writing into {folder}; wait for it, or stop it") from error
+    def __init__(self, folder: Path, plan: str) -> None:
+        self._folder, self._path, self._plan = folder, folder / NAME, plan
         self.finished: list[Finished] = []
-        keep = self._read(plan)
-        self._file.truncate(keep)
-        if keep == 0:
-            self._append({"plan": plan})
 
     def __enter__(self) -> Journal:
+        foreign = sorted(path.name for path in self._folder.glob("*.tar"))
+        if foreign and not self._path.exists():
+            raise ConfigError(
+                f"{self._folder} holds {foreign[0]}, which lacuna pack did not write; use an empty folder"
+            )
+        self._file = self._path.open("a+b")
+        try:
+            self._go_on()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(
@@ -64,17 +62,29 @@ class Journal:
         self.finished.append(shard)
         self._append(asdict(shard))
 
-    def _read(self, plan: str) -> int:
+    def _go_on(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another lacuna pack is writing into {self._folder}; wait for it, or stop it") from error
+        keep = self._read()
+        self._file.truncate(keep)
+        if keep == 0:
+            self._append({"plan": self._plan})
+
+    def _read(self) -> int:
         """Fills `finished`; gives the length of the journal up to the first line that is torn or does not verify."""
         self._file.seek(0)
         keep = 0
         for number, line in enumerate(self._file.readlines()):
+            if not line.endswith(b"\n"):
+                break  # torn by the kill
             try:
                 entry: dict[str, Any] = json.loads(line)
             except ValueError:
-                break  # torn by the kill
+                break
             if number == 0:
-                if entry.get("plan") != plan:
+                if entry.get("plan") != self._plan:
                     raise ConfigError(
                         f"{self._folder} holds a pack of another source or with other settings; "
                         "give the same as before to go on with it, or use an empty folder"

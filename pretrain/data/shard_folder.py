@@ -126,6 +126,7 @@ def load_index(shard: Shard, cache: Cache | None) -> ShardIndex:
     """The index of a shard of an open set. DataError where it is missing, damaged or another one than was opened."""
     if shard.identity is None and not shard.index.exists():
         assert cache is not None
+        cache.folder.mkdir(parents=True, exist_ok=True)
         content = cache.read(shard.name + index_file.SUFFIX)
         if content is None:
             publish(shard.index, build_index(cache.fetch(shard.name, shard.listed.sha256)))
