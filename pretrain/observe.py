@@ -40,8 +40,10 @@ class Observer:
         fresh = first and step == 0
         if tracking.panels_every is not None and _due(step, tracking.panels_every, fresh or last, first):
             self._panel(step)
-        if evaluation.every_steps is not None and _due(step, evaluation.every_steps, fresh or last, first):
-            self._evaluate(step)
+        val = self._sources.val
+        if evaluation.every_steps is not None and val is not None:
+            if _due(step, evaluation.every_steps, fresh or last, first):
+                self._evaluate(step, val)
 
     def _panel(self, step: int) -> None:
         weights = self._engine.weights()
@@ -59,7 +61,7 @@ class Observer:
         panel(images.cpu(), mask.hidden.cpu(), paste.float().cpu(), path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, val: ShardSet) -> None:
         cfg = self._config.evaluation
         ema = cfg.weights == "ema" and self._config.engine.ema_decay is not None and step > 0
         model = self._copy(self._engine.weights(ema=ema))
@@ -67,7 +69,7 @@ class Observer:
         result = evaluate(
             model.backbone,
             self._batches(self._sources.train),
-            self._batches(self._sources.val),
+            self._batches(val),
             cfg,
             device=engine.device,
             gather=interleave(engine.rank, engine.world, engine.all_reduce_host) if engine.world > 1 else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from pretrain.types import Batch, Losses
 
 if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
+    from pretrain.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ def train_step(
 ) -> StepResult:
     """Trains on this rank's micro-batches of step; num_valid is the number of valid images of the global batch."""
     sums: dict[str, Tensor] = {}
+    objective = cast("Objective", engine.model.objective)
     for micro, batch in enumerate(batches):
         torch.manual_seed(prf(recipe.seed, "dropout", step, micro, engine.rank))
         images = batch.images.to(engine.device, non_blocking=True)
         weight = batch.weight.to(engine.device, non_blocking=True) / max(num_valid, 1)
-        target = engine.model.objective.target(images)
+        target = objective.target(images)
         rows = rows_of(engine, batch, recipe, micro)
         mask = draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, target.guidance, engine.device)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))

@@ -20,7 +20,8 @@ from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure
 from pretrain.engine.checkpoint import Checkpoints, RunState
-from pretrain.engine.engine import Engine, init_distributed
+from pretrain.engine.distributed import Place, init_distributed
+from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
@@ -41,15 +42,6 @@ class Stop(Protocol):
     reason: str | None
 
     def wanted(self) -> bool: ...
-
-
-class Place(Protocol):
-    """The process's place in its job: launch/environment.py."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
