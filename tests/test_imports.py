@@ -146,10 +146,10 @@ def test_settings_of_a_component_know_nobody_else() -> None:
     ],
 )
 def test_what_a_command_does_not_need_is_not_loaded(module: str, too_early: set[str]) -> None:
-    script = f"import {module}, sys; print(*sorted({too_early!r} & set(sys.modules)))"
+    script = f"import {module}, sys; print('loaded', *sorted({too_early!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    assert done.stdout.strip().splitlines()[-1] == "loaded"  # DeepSpeed may have said something before
 
 
 @pytest.mark.parametrize(
