@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import os
 import ssl
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pretrain.data.retry import retry
 from pretrain.errors import DataError
 
 _CHUNK = 1 << 20
+_STALE_S = 3600.0  # a part that nobody has written to for so long was left by a kill
 _MAX_SIDE_FILE = 1 << 30  # bytes of an index or a manifest
 
 
@@ -105,10 +107,12 @@ class Cache:
             except FileNotFoundError:
                 continue  # another process was faster
         total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        for modified_ns, size, path in sorted(files):
             if total <= self.max_bytes:
                 return
-            if path != keep and ".part-" not in path.name and path.suffix != ".idx":
+            if ".part-" in path.name and modified_ns / 1e9 > time.time() - _STALE_S:
+                continue  # on its way
+            if path != keep and path.suffix != ".idx":
                 path.unlink(missing_ok=True)
                 total -= size
 

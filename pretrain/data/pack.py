@@ -54,7 +54,7 @@ class PackReport:
         lines = []
         for split, names in self.shards.items():
             lines.append(f"{split}: {self.samples[split]:,} images in {len(names)} shards, {self.pattern(split)!r}")
-        lines.append(f"{self.bytes / 1e6:,.1f} MB, {len(self.classes)} classes")
+        lines.append(f"{self.bytes / 1e6:,.1f} MB" + (f", {len(self.classes)} classes" if self.classes else ""))
         if self.mean:
             numbers = [", ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std)]
             lines.append(f"data.mean='({numbers[0]})' data.std='({numbers[1]})'")

@@ -222,7 +222,8 @@ class ShardSet:
     def _forget(self) -> None:
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._max_files = min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_files = _MAX_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(_MAX_OPEN, allowed // 4))
 
 
 def _manifests(names: list[str], cache: Cache | None) -> dict[str, dict[str, Listed]]:

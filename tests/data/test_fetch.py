@@ -1,7 +1,9 @@
 """Remote shards against a real server on this machine: fetched whole, checked, kept within bounds."""
 
 import http.server
+import os
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -119,8 +121,13 @@ def test_the_cache_stays_within_its_size_and_keeps_what_was_used_last(server, tm
     index_shards(str(server.folder))
     size = (server.folder / "s-0.tar").stat().st_size
     cache = Cache(tmp_path / "small", max_bytes=2 * size + 5000, allow_http=True)
+    cache.folder.mkdir()
+    for name, age_s in {"left.tar.part-1": 7200, "fresh.tar.part-2": 0}.items():
+        (cache.folder / name).write_bytes(bytes(10))
+        os.utime(cache.folder / name, (time.time() - age_s,) * 2)
     shards = open_shards(f"{server.url}/s-{{0..2}}.tar", cache=cache)
     assert read_all(shards) == [jpeg(number) for number in range(12)]
+    assert [path.name for path in cache.folder.glob("*.part-*")] == ["fresh.tar.part-2"]
     assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= cache.max_bytes
     assert cache.place(f"{server.url}/s-2.tar").exists()
     assert not cache.place(f"{server.url}/s-0.tar").exists()
