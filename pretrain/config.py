@@ -123,7 +123,7 @@ def read_config(path: str | Path) -> Config:
         raise ConfigError(f"{path} does not exist; give the directory of a run, for example runs/first")
     try:
         config = _from_json(json.loads(path.read_text()), str(path))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ImportError) as error:
         raise ConfigError(f"{path} is not the config of a run: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} does not hold the config of a run")

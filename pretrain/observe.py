@@ -7,6 +7,7 @@ can never touch what is trained.
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pretrain.config import Config
 from pretrain.data.evaluation_batches import EvaluationBatches, evaluation_batches
 from pretrain.data.shards import ShardSet
 from pretrain.data.sources import Sources
+from pretrain.engine.agree import gather_json
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
@@ -37,13 +39,23 @@ class Observer:
     def at(self, step: int, *, first: bool = False, last: bool = False) -> None:
         """What is due after `step` steps. Collective: every rank calls it with the same arguments."""
         tracking, evaluation = self._config.tracking, self._config.evaluation
-        fresh = first and step == 0
-        if tracking.panels_every is not None and _due(step, tracking.panels_every, fresh or last, first):
+        always = last or step == 0
+        picture, measured = self._there(step) if first else (False, False)
+        if tracking.panels_every is not None and not picture and (always or step % tracking.panels_every == 0):
             self._panel(step)
         val = self._sources.val
-        if evaluation.every_steps is not None and val is not None:
-            if _due(step, evaluation.every_steps, fresh or last, first):
+        if evaluation.every_steps is not None and val is not None and not measured:
+            if always or step % evaluation.every_steps == 0:
                 self._evaluate(step, val)
+
+    def _there(self, step: int) -> tuple[bool, bool]:
+        """Whether an earlier attempt left picture and evaluation of this step, before it was asked to stop, say."""
+        mine = [self._picture(step).exists(), self._tracker.has_evaluation(step)]
+        picture, measured = gather_json(mine)[0]
+        return picture, measured
+
+    def _picture(self, step: int) -> Path:
+        return self._config.run_dir / "panels" / f"step-{step:07d}.png"
 
     def _panel(self, step: int) -> None:
         weights = self._engine.weights()
@@ -57,7 +69,7 @@ class Observer:
         mask = draw(self._config.mask, grid, rows, self._config.seed, 0, target.guidance, self._engine.device)
         with torch.no_grad():
             paste = model.objective.reconstruct(model.backbone, images, mask)
-        path = self._config.run_dir / "panels" / f"step-{step:07d}.png"
+        path = self._picture(step)
         panel(images.cpu(), mask.hidden.cpu(), paste.float().cpu(), path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
 
@@ -102,7 +114,3 @@ class Observer:
             )
             self._images = torch.cat([images for images, _ in islice(batches, 1)])[:number]
         return self._images.to(self._engine.device)
-
-
-def _due(step: int, every: int, always: bool, first: bool) -> bool:
-    return always or (step > 0 and step % every == 0 and not first)

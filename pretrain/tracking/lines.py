@@ -47,8 +47,8 @@ def read_lines(path: str | Path) -> list[Record]:
 def keep_lines(path: str | Path, keep: Callable[[Record], bool]) -> int:
     """Drops the records for which keep is false, and a torn last line, by one atomic rename; how many lines went.
 
-    After a resume, with its step and stream position:
-        keep_lines(run_dir / "ledger.jsonl", lambda record: record["position"] < position)
+    After a resume at a step:
+        keep_lines(run_dir / "ledger.jsonl", lambda record: record["step"] <= step)
     """
     path = Path(path)
     if not path.exists():

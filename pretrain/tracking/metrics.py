@@ -44,7 +44,7 @@ class Tracker:
         if not is_main:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        cut_back(self.run_dir, resume_step, config_json.get("data", {}).get("batch_size"))
+        cut_back(self.run_dir, resume_step)
         self._files = {
             name: LineFile(self.run_dir / f"{name}.jsonl") for name in ("metrics", "evaluations", "ledger", "journal")
         }
@@ -78,7 +78,7 @@ class Tracker:
         return self._is_main and step in self._evaluated
 
     def ledger(self, records: Sequence[Record]) -> None:
-        """Appends bad samples, {"position", "shard", "key", "reason"} each, to ledger.jsonl."""
+        """Appends bad samples, {"step", "position", "shard", "key", "reason"} each, to ledger.jsonl."""
         if self._is_main and records:
             self._files["ledger"].append(records)
 
@@ -113,14 +113,13 @@ class Tracker:
         self._warn(text)
 
 
-def cut_back(run_dir: Path, step: int, batch_size: int | None = None) -> None:
-    """Drops what lies after `step` steps: metrics, evaluations, and bad samples at positions from step * batch_size on.
+def cut_back(run_dir: Path, step: int) -> None:
+    """Drops what lies after `step` steps: metrics, bad samples and evaluations.
 
     At step 0 nothing of an earlier attempt stays, the evaluation of the untrained weights included."""
     keep_lines(run_dir / "metrics.jsonl", lambda record: record["step"] <= step)
     keep_lines(run_dir / "evaluations.jsonl", lambda record: 0 < step >= record["step"])
-    if batch_size is not None:
-        keep_lines(run_dir / "ledger.jsonl", lambda record: record["position"] < step * batch_size)
+    keep_lines(run_dir / "ledger.jsonl", lambda record: record["step"] <= step)
 
 
 def _stored_id(run_dir: Path) -> str:

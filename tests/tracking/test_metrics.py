@@ -21,6 +21,10 @@ def record(step):
     return {"step": step, "loss": 1 / step, "loss_hex": f"{step:08x}", "digest": f"{step:016x}", "lr": 1e-4 / 3}
 
 
+def bad(step):
+    return {"step": step, "position": 4 * step - 1, "shard": "a.tar", "key": "k", "reason": "crc"}
+
+
 def tracker(run_dir, **settings):
     return Tracker(run_dir, CONFIG, OFF, **settings)
 
@@ -31,21 +35,21 @@ def test_a_killed_and_resumed_run_leaves_the_lines_of_the_one_never_stopped(tmp_
     run.evaluation({"step": 0, "knn": 0.1})
     run.log([record(step) for step in range(1, 41)])
     run.evaluation({"step": 40, "knn": 0.2})
-    run.ledger([{"position": position, "shard": "a.tar", "key": "k", "reason": "crc"} for position in (79, 80, 90)])
+    run.ledger([bad(step) for step in (20, 21, 30)])
     run.close()
 
     first = tracker(broken)
     first.evaluation({"step": 0, "knn": 0.1})
     first.log([record(step) for step in range(1, 33)])
     first.evaluation({"step": 30, "knn": 0.9})
-    first.ledger([{"position": position, "shard": "a.tar", "key": "k", "reason": "crc"} for position in (79, 80)])
+    first.ledger([bad(step) for step in (20, 21)])
     with open(broken / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 33, "lo')  # SIGKILL in the middle of a write
     first.close()
     again = tracker(broken, resume_step=20)
     again.log([record(step) for step in range(21, 41)])
     again.evaluation({"step": 40, "knn": 0.2})
-    again.ledger([{"position": position, "shard": "a.tar", "key": "k", "reason": "crc"} for position in (80, 90)])
+    again.ledger([bad(step) for step in (21, 30)])
     again.close()
     for name in ("metrics", "evaluations", "ledger"):
         assert (broken / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
@@ -118,7 +122,7 @@ def test_ranks_other_than_the_first_write_nothing(tmp_path):
     run = tracker(tmp_path / "run", is_main=False, wandb_id="abc")
     run.log([record(1)])
     run.evaluation({"step": 0})
-    run.ledger([{"position": 0}])
+    run.ledger([{"step": 1, "position": 0}])
     run.event("started")
     run.sync()
     run.close()
