@@ -5,9 +5,10 @@ same on every platform and for ever; tests pin some of them. No state is carried
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: consecutive integers land far apart
@@ -40,6 +41,8 @@ def prf_array(seed: int, *path: Any) -> Any:
 
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator on the device, seeded by `prf(seed, *path)`. It never waits for the device."""
+    import torch  # here, so that what only hashes (the order of a billion samples) does without its 200 MB
+
     rng = torch.Generator(device=device)
     rng.manual_seed(prf(seed, *path))
     return rng
