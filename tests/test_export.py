@@ -9,52 +9,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from masking.mask import Grid
-from pretrain import export as exporting
 from pretrain.backbones.vit import ViTConfig
-from pretrain.engine.load import Loaded
 from pretrain.errors import ConfigError
-from pretrain.export import ExportError, check_in_timm, export, resize_positions, resized, timm_architecture, write_timm
+from pretrain.export import export, resize_positions, resized, timm_architecture, write_timm
 from pretrain.patches import normalize
 from pretrain.timm_shim import import_timm
-from tests.engine.load_cases import CONFIG, save
-
-SMALL = {"width": 48, "depth": 2, "heads": 3}
+from tests.engine.load_cases import save
+from tests.export_cases import SMALL, encoder, images_of, sequence_of, written
 
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
     return import_timm()
-
-
-def _loaded(backbone: ViTConfig, size: tuple[int, int] = (224, 224), in_chans: int = 3) -> Loaded:
-    """An encoder with weights that are all drawn, so that no wrong place gives the right result."""
-    data = replace(CONFIG.data, image_size=size, in_chans=in_chans, mean=(0.4,) * in_chans, std=(0.3,) * in_chans)
-    config = replace(CONFIG, data=data, backbone=backbone)
-    grid = Grid(size[0] // backbone.patch_size, size[1] // backbone.patch_size)
-    model = backbone.build(grid, in_chans, data.mean, data.std).eval()
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.02)
-    return Loaded(model, config, 7, "ema")
-
-
-def _write(loaded: Loaded, folder: Path) -> exporting.ExportReport:
-    return write_timm(loaded, folder / "model.safetensors", folder / "config.json")
-
-
-def _images(loaded: Loaded, size: tuple[int, int] | None = None) -> torch.Tensor:
-    data = loaded.config.data
-    shape = (2, data.in_chans, *(size or data.image_size))
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-
-
-def _sequence(loaded: Loaded, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return loaded.backbone(loaded.backbone.embed(images)).sequence
 
 
 @pytest.mark.parametrize(
@@ -70,12 +39,12 @@ def _sequence(loaded: Loaded, images: torch.Tensor) -> torch.Tensor:
 def test_a_published_shape_loads_by_its_name_alone(
     tmp_path: Path, timm: Any, backbone: ViTConfig, architecture: str
 ) -> None:
-    loaded = _loaded(backbone)
-    report = _write(loaded, tmp_path)
+    loaded = encoder(backbone)
+    report = written(loaded, tmp_path)
     assert (report.architecture, report.model_args) == (architecture, {})
     model = timm.create_model(architecture, num_classes=0, checkpoint_path=str(report.weights)).eval()
-    images = _images(loaded)
-    ours, theirs = _sequence(loaded, images), model.forward_features(normalize(images, (0.4,) * 3, (0.3,) * 3))
+    images = images_of(loaded)
+    ours, theirs = sequence_of(loaded, images), model.forward_features(normalize(images, (0.4,) * 3, (0.3,) * 3))
     assert torch.allclose(theirs, ours, rtol=0, atol=1e-5 * float(ours.abs().max()))
     assert report.parity.max_difference <= 1e-5 * report.parity.scale
     assert report.parity.loaded == len(model.state_dict())
@@ -109,13 +78,13 @@ def test_any_shape_loads_by_name_and_arguments_and_from_its_folder(
     architecture: str,
     args: set[str],
 ) -> None:
-    loaded = _loaded(backbone, size, in_chans)
-    report = _write(loaded, tmp_path)
+    loaded = encoder(backbone, size, in_chans)
+    report = written(loaded, tmp_path)
     assert report.architecture == architecture
     assert set(report.model_args) == args
-    images = _images(loaded)
+    images = images_of(loaded)
     data = loaded.config.data
-    ours, x = _sequence(loaded, images), normalize(images, data.mean, data.std)
+    ours, x = sequence_of(loaded, images), normalize(images, data.mean, data.std)
     by_name = timm.create_model(
         architecture, num_classes=0, checkpoint_path=str(report.weights), **report.model_args
     ).eval()
@@ -127,7 +96,7 @@ def test_any_shape_loads_by_name_and_arguments_and_from_its_folder(
 
 
 def test_the_printed_call_is_python_that_loads_the_file(tmp_path: Path, timm: Any) -> None:
-    report = _write(_loaded(ViTConfig("tiny", **SMALL), (32, 48)), tmp_path)
+    report = written(encoder(ViTConfig("tiny", **SMALL), (32, 48)), tmp_path)
     call = ast.parse(report.call, mode="eval").body
     assert isinstance(call, ast.Call)
     called = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
@@ -138,9 +107,9 @@ def test_the_printed_call_is_python_that_loads_the_file(tmp_path: Path, timm: An
     assert "embed_dim" in str(report)
 
 
-def test_a_classifier_for_fine_tuning_is_added_by_timm_and_all_else_is_loaded(tmp_path: Path, timm: Any) -> None:
-    loaded = _loaded(ViTConfig("tiny", **SMALL), (32, 32))
-    _write(loaded, tmp_path)
+def test_a_classifier_for_fine_tuning_is_added_by_timm_and_all_else_isencoder(tmp_path: Path, timm: Any) -> None:
+    loaded = encoder(ViTConfig("tiny", **SMALL), (32, 32))
+    written(loaded, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=10)
     assert model.head.out_features == 10
     for name, tensor in loaded.backbone.state_dict().items():
@@ -148,10 +117,10 @@ def test_a_classifier_for_fine_tuning_is_added_by_timm_and_all_else_is_loaded(tm
 
 
 def test_mean_pooling_keeps_the_last_norm_where_timm_is_told_so(tmp_path: Path, timm: Any) -> None:
-    loaded = _loaded(ViTConfig("tiny", **SMALL), (32, 32))
-    report = _write(loaded, tmp_path)
-    images = _images(loaded)
-    mean = _sequence(loaded, images)[:, 1:].mean(1)
+    loaded = encoder(ViTConfig("tiny", **SMALL), (32, 32))
+    report = written(loaded, tmp_path)
+    images = images_of(loaded)
+    mean = sequence_of(loaded, images)[:, 1:].mean(1)
     by_file = {"checkpoint_path": str(report.weights), "num_classes": 0, **report.model_args}
     with pytest.raises(RuntimeError, match="fc_norm"):
         timm.create_model(report.architecture, global_pool="avg", **by_file)
@@ -164,7 +133,7 @@ def test_mean_pooling_keeps_the_last_norm_where_timm_is_told_so(tmp_path: Path, 
 
 
 def test_timm_reads_how_images_were_cut_and_scaled(tmp_path: Path, timm: Any) -> None:
-    _write(_loaded(ViTConfig("tiny", **SMALL), (32, 48), 1), tmp_path)
+    written(encoder(ViTConfig("tiny", **SMALL), (32, 48), 1), tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     found = timm.data.resolve_model_data_config(model)
     assert found["input_size"] == (1, 32, 48)
@@ -174,7 +143,7 @@ def test_timm_reads_how_images_were_cut_and_scaled(tmp_path: Path, timm: Any) ->
 
 
 def test_config_json_holds_what_the_hub_format_asks_for(tmp_path: Path) -> None:
-    write_timm(_loaded(ViTConfig("tiny")), tmp_path / "a.safetensors", tmp_path / "config.json", "apache-2.0")
+    write_timm(encoder(ViTConfig("tiny")), tmp_path / "a.safetensors", tmp_path / "config.json", "apache-2.0")
     found = json.loads((tmp_path / "config.json").read_text())
     assert (found["architecture"], found["num_classes"], found["num_features"]) == ("vit_tiny_patch16_224", 0, 192)
     assert found["global_pool"] == "token"
@@ -195,12 +164,12 @@ def test_positions_are_resized_as_timm_resizes_them(
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 80)])
 def test_timm_at_another_image_size_is_our_encoder_resized(tmp_path: Path, timm: Any, size: tuple[int, int]) -> None:
-    loaded = _loaded(ViTConfig("tiny", **SMALL), (32, 48))
-    _write(loaded, tmp_path)
+    loaded = encoder(ViTConfig("tiny", **SMALL), (32, 48))
+    written(loaded, tmp_path)
     there = replace(loaded, backbone=resized(loaded.backbone, loaded.config, size))
-    images = _images(loaded, size)
+    images = images_of(loaded, size)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size).eval()
-    ours = _sequence(there, images)
+    ours = sequence_of(there, images)
     assert torch.allclose(model.forward_features(normalize(images, (0.4,) * 3, (0.3,) * 3)), ours, atol=1e-4)
 
 
@@ -226,90 +195,9 @@ def test_a_run_is_exported_with_the_encoder_alone_as_tensors(tmp_path: Path) -> 
         assert file.metadata() == {"format": "pt", "origin": "run first, step 3, model weights"}
 
 
-def test_what_exists_is_replaced_only_by_force(tmp_path: Path) -> None:
-    save(tmp_path / "first", 3)
-    out = tmp_path / "vit.safetensors"
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"config\.json exists.*--force"):
-        export(tmp_path / "first", "timm", out)
-    assert (tmp_path / "config.json").read_text() == "{}"
-    export(tmp_path / "first", "timm", out, force=True)
-    with pytest.raises(ConfigError, match="--force"):
-        export(tmp_path / "first", "timm", out)
-
-
-@pytest.mark.parametrize(
-    ("to", "out", "says"), [("hf", "a.safetensors", "only timm"), ("timm", "a.pth", "safetensors")]
-)
-def test_other_targets_and_pickled_files_are_refused(tmp_path: Path, to: str, out: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        export(tmp_path / "none", to, tmp_path / out)
-
-
-def _rename(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["blocks.0.attn.qkv.wieght"] = tensors.pop("blocks.0.attn.qkv.weight")
-
-
-def _transpose(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["blocks.1.attn.proj.weight"] = tensors["blocks.1.attn.proj.weight"].T.contiguous()
-
-
-def _reshape(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["blocks.1.mlp.fc1.weight"] = tensors["blocks.1.mlp.fc1.weight"].T.contiguous()
-
-
-def _add_mask_token(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["mask_token"] = torch.zeros(1, 1, 48)
-
-
-def _lose(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors["norm.bias"]
-
-
-@pytest.mark.parametrize(
-    ("corrupt", "says"),
-    [
-        (_rename, "misses .*qkv.weight.* does not know .*wieght"),
-        (_transpose, "other values in .*blocks.1.attn.proj.weight"),
-        (_reshape, "does not load the file.*fc1"),
-        (_add_mask_token, "does not know .*mask_token"),
-        (_lose, "misses .*norm.bias"),
-    ],
-)
-def test_a_file_that_is_not_our_encoder_is_refused_and_nothing_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Any, says: str
-) -> None:
-    def spoil(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        corrupt(tensors)
-        save_file(tensors, path, metadata)
-
-    monkeypatch.setattr(exporting, "save_file", spoil)
-    with pytest.raises(ExportError, match=f"(?s){says}"):
-        _write(_loaded(ViTConfig("tiny", **SMALL), (32, 32)), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_right_tensors_in_a_model_that_computes_otherwise_are_refused(tmp_path: Path) -> None:
-    loaded = _loaded(ViTConfig("tiny", **SMALL), (32, 32))
-    report = _write(loaded, tmp_path)
-    data = loaded.config.data
-    for args, mean in ((report.model_args | {"num_heads": 4}, data.mean), (report.model_args, (0.5,) * 3)):
-        with pytest.raises(ExportError, match="features that differ by"):
-            check_in_timm(report.weights, loaded.backbone, report.architecture, args, mean, data.std)
-
-
 def test_every_architecture_named_exists_in_timm(timm: Any) -> None:
     for size in ("tiny", "small", "base", "large", "huge"):
         for patch in (8, 14, 16, 20, 32):
             for registers, scale, token in ((0, None, True), (4, 1e-5, True), (4, None, False), (1, None, True)):
                 config = ViTConfig(size, patch, token, registers, layer_scale=scale)
                 assert timm.is_model(timm_architecture(config, Grid(2, 2), 3)[0])
-
-
-def test_without_timm_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
-        raise ConfigError("timm is not installed; install it: pip install timm")
-
-    monkeypatch.setattr(exporting, "import_timm", absent)
-    with pytest.raises(ConfigError, match="pip install timm"):
-        export(tmp_path / "none", "timm", tmp_path / "a.safetensors")
