@@ -127,29 +127,10 @@ def _open(config: Config, around: Around) -> Run:
         environment=around.place,
     )
     total_steps = steps_of(config, sources.train.num_samples)
-    fresh = RunState(
-        step=0,
-        fingerprint=sources.train.fingerprint,
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        lanes=config.data.lanes,
-        block=config.data.block,
-    )
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine)
-    state = checkpoints.restore(fresh, allow_change=around.allow_change)
-    if is_main:
-        write_config(config, config.run_dir / "config.json")
-        (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
-    tracker = Tracker(
-        config.run_dir,
-        to_json(config),
-        config.tracking,
-        is_main=is_main,
-        resume_step=state.step,
-        wandb_id=state.wandb_id,
-        access=around.wandb,
-    )
-    state = replace(state, wandb_id=tracker.wandb_id)
+    state = checkpoints.restore(_first_state(config, sources), allow_change=around.allow_change)
+    live = LiveLine(total_steps) if is_main else None
+    tracker = _tracker(config, around, state, live)
     checkpoints.on_event = tracker.event
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
     if is_main:
@@ -164,9 +145,33 @@ def _open(config: Config, around: Around) -> Run:
         stream=_stream(config, engine, sources, state.step),
         budget=ErrorBudget(config.data.error_ratio, config.data.error_run),
         records=StepRecords(config, engine, sources.train.num_samples),
-        live=LiveLine(total_steps) if is_main else None,
-        state=state,
+        live=live,
+        state=replace(state, wandb_id=tracker.wandb_id),
         total_steps=total_steps,
+    )
+
+
+def _first_state(config: Config, sources: Sources) -> RunState:
+    data = config.data
+    fingerprint = sources.train.fingerprint
+    return RunState(0, fingerprint, config.seed, data.batch_size, lanes=data.lanes, block=data.block)
+
+
+def _tracker(config: Config, around: Around, state: RunState, live: LiveLine | None) -> Tracker:
+    """The run directory's files: config and environment of this attempt, then the lines."""
+    is_main = around.place.rank == 0
+    if is_main:
+        write_config(config, config.run_dir / "config.json")
+        (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
+    return Tracker(
+        config.run_dir,
+        to_json(config),
+        config.tracking,
+        is_main=is_main,
+        resume_step=state.step,
+        wandb_id=state.wandb_id,
+        access=around.wandb,
+        warn=None if live is None else live.say,
     )
 
 
