@@ -47,7 +47,9 @@ check: install ## ruff, mypy and the tests of what may import what
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_house_rules.py
 
 bench: install ## every benchmark, one after the other; results go to benchmarks/results/
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@missed=; for file in $$(grep -l __main__ benchmarks/*.py); do \
+	  echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; done; \
+	test -z "$$missed" || { echo "missed a goal or failed:$$missed" >&2; exit 1; }
 
 golden: install ## compute the golden numbers of tests/golden.py anew
 	$(BIN)/python tests/golden.py --write
