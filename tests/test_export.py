@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pretrain.patches import normalize
 from pretrain.timm_shim import import_timm
 from tests.engine.load_cases import save
 from tests.export_cases import SMALL, encoder, images_of, sequence_of, written
+from tests.syntax import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,26 @@ def test_every_architecture_named_exists_in_timm(timm: Any) -> None:
             for registers, scale, token in ((0, None, True), (4, 1e-5, True), (4, None, False), (1, None, True)):
                 config = ViTConfig(size, patch, token, registers, layer_scale=scale)
                 assert timm.is_model(timm_architecture(config, Grid(2, 2), 3)[0])
+
+
+def test_the_code_in_the_page_runs(tmp_path: Path, timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = encoder(ViTConfig("tiny"))
+    write_timm(tiny, tmp_path / "vit.safetensors", tmp_path / "config.json")
+    written(tiny, tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text().replace("vit_base", "vit_tiny")
+    found: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, found)
+    inline = re.findall(r"`(timm\.create_model\(name.*?\))`", page)
+    assert len(inline) == 1
+    resized_file = eval(inline[0], {"timm": timm, "name": "vit_tiny_patch16_224"})
+    assert resized_file.patch_embed.grid_size == (24, 24)
+    assert torch.equal(resized_file.blocks[3].attn.qkv.weight, found["weights"]["blocks.3.attn.qkv.weight"])
+    assert found["larger"].patch_embed.grid_size == (16, 20)
+    assert found["classifier"].head.out_features == 10
+    assert torch.equal(found["pooled"].norm.weight, found["weights"]["norm.weight"])
+    assert found["preprocessing"]["std"] == [0.3] * 3
+    trap = timm.create_model("local-dir:exported", pretrained=True, num_classes=10, global_pool="avg")
+    assert bool((trap.fc_norm.weight == 1).all()), "the page says that timm starts with a fresh norm"
+    assert len(found["weights"]) == len(found["encoder"].state_dict())

@@ -60,7 +60,12 @@ def fit_at(
     weight = (start.weight.clone() if start else x.new_zeros(shape)).requires_grad_()
     bias = (start.bias.clone() if start else x.new_zeros(num_classes)).requires_grad_()
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=300, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=1000,
+        history_size=30,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
     )
 
     def objective() -> Tensor:
