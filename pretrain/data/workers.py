@@ -154,9 +154,10 @@ def _as_it_is(item: Any) -> Any:
 def _start_fork_server() -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    resource_tracker.ensure_running()  # it unblocks signals where it has to start, so it goes first
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the server and its workers inherit it
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # tracker, server and its workers inherit it
     try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # starting the tracker unblocked two of them
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -133,25 +133,26 @@ if __name__ == "__main__":
 """
 
 
-def _run(folder: Path, how: str) -> tuple[int, list[int]]:
+def _run(folder: Path, how: str) -> tuple[int, list[int], str]:
     script = folder / "script.py"
     script.write_text(_SCRIPT)
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, str(script), how], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE, text=True,
-        start_new_session=True, timeout=120,
+        [sys.executable, str(script), how], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=120,
     )  # fmt: skip
-    return done.returncode, [int(pid) for pid in done.stdout.split()]
+    return done.returncode, [int(pid) for pid in done.stdout.split()], done.stderr
 
 
 def test_workers_outlive_the_signals_that_a_scheduler_sends_to_the_whole_job(tmp_path: Path) -> None:
-    code, workers = _run(tmp_path, "signals")
+    code, workers, words = _run(tmp_path, "signals")
     assert code == 0 and len(workers) == 2
+    assert "resource_tracker" not in words, words
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_workers_end_when_the_training_process_is_killed(tmp_path: Path) -> None:
-    code, workers = _run(tmp_path, "kill")
+    code, workers, _ = _run(tmp_path, "kill")
     assert code == -signal.SIGKILL and len(workers) == 2
     for _ in range(600):
         if not any(Path(f"/proc/{pid}").exists() for pid in workers):
