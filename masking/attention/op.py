@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from masking.attention.matmul import PackedAttention
+
 
 class Branch(NamedTuple):
     """What will compute an attention, and why."""
@@ -27,8 +29,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _BRANCHES[choose(q.device.type, q.dtype).name](q, k, v)
 
 
+def self_attention(qkv: Tensor, num_queries: int | None = None) -> Tensor:
+    """Attention of a projection qkv (B, L, 3, H, E) to itself: (B, L, H, E), or (B, num_queries, H, E) where only the
+    last so many rows ask."""
+    num_queries = qkv.shape[1] if num_queries is None else num_queries
+    if choose(qkv.device.type, qkv.dtype).name == "matmul":
+        return PackedAttention.apply(qkv, num_queries)  # type: ignore[no-untyped-call]
+    # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
+    q, k, v = (rearrange(part, "b l h e -> b h l e") for part in qkv.unbind(2))
+    if num_queries < q.shape[2]:
+        q = q[:, :, -num_queries:]
+    return rearrange(attention(q, k, v), "b h l e -> b l h e")
+
+
 def choose(device_type: str, dtype: torch.dtype) -> Branch:
-    """The branch that `attention` takes for tensors of this device and dtype."""
+    """The branch taken for tensors of this device and dtype."""
     if _forced:
         return Branch(_forced[-1], "asked for by `forced`")
     if device_type == "cpu" and dtype == torch.bfloat16:

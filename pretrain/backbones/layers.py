@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from masking.attention.op import attention
+from masking.attention.op import self_attention
 from masking.mask import Grid
 
 NORM_EPS = 1e-6
@@ -24,12 +24,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask."""
-        # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
-        parts = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads).unbind(2)
-        q, k, v = (rearrange(part, "b l h e -> b h l e") for part in parts)
-        if num_queries is not None:
-            q = q[:, :, -num_queries:]
-        return self.proj(rearrange(attention(q, k, v), "b h l e -> b l (h e)"))
+        qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
+        return self.proj(rearrange(self_attention(qkv, num_queries), "b l h e -> b l (h e)"))
 
 
 class Mlp(nn.Module):
