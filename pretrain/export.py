@@ -116,6 +116,7 @@ def write_timm(loaded: Loaded, target: Path, config_path: Path, license_name: st
         save_file(_tensors(backbone), draft, {"format": "pt", "origin": origin})
         parity = check_in_timm(draft, backbone, architecture, args, data.mean, data.std)
         hub_draft.write_text(json.dumps(hub, indent=2) + "\n")
+        draft.chmod(hub_draft.stat().st_mode)  # safetensors lets nobody else read its files, whatever the umask says
         for written, name in ((hub_draft, config_path), (draft, target)):
             _flush(written)
             os.replace(written, name)

@@ -193,6 +193,7 @@ def test_a_run_is_exported_with_the_encoder_alone_as_tensors(tmp_path: Path) -> 
     assert found.keys() == {name.removeprefix("backbone.") for name in weights if name.startswith("backbone.")}
     assert not [name for name in found if "mask_token" in name or "decoder" in name]
     assert all(torch.equal(tensor, weights[f"backbone.{name}"]) for name, tensor in found.items())
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "as readable as the umask says"
     with safe_open(tmp_path / "out" / "vit.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "origin": "run first, step 3, model weights"}
 

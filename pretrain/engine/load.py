@@ -30,6 +30,7 @@ class Loaded:
     config: Config
     step: int
     which: str  # ema or model
+    fingerprint: str = ""  # of the shards it was trained on
 
 
 def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) -> Loaded:
@@ -51,7 +52,8 @@ def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) 
             _LOG.warning("%s is left out: %s", directory, error)
             refused.append(f"{directory.name}: {error}")
             continue
-        return Loaded(_filled(config, state, directory), config, commit.step, which)
+        backbone = _filled(config, state, directory)
+        return Loaded(backbone, config, commit.step, which, str(commit.run.get("fingerprint", "")))
     raise CheckpointError(
         f"no checkpoint of {run_dir} verifies ({'; '.join(refused)}); an older one can be asked for by --step, and "
         "training again writes new ones"

@@ -30,6 +30,7 @@ def test_the_newest_checkpoint_is_loaded_whole_and_frozen(tmp_path: Path) -> Non
     weights = save(tmp_path / "first", 10, attempt=2)
     loaded = load_backbone(tmp_path / "first")
     assert (loaded.step, loaded.which, loaded.config) == (10, "model", CONFIG)
+    assert loaded.fingerprint == "f00d"
     assert _same(loaded.backbone, weights)
     assert not loaded.backbone.training
     assert not any(p.requires_grad for p in loaded.backbone.parameters())
