@@ -1,7 +1,7 @@
 """Our training step against plain MAE, interleaved in one process: `python benchmarks/step.py`.
 
-Sides: "plain fp32" is benchmarks/plain_mae.py with torch's default AdamW; "plain amp" is the same under autocast to bf16
-(the default rival on a GPU); "ours fp32" and "ours bf16" are Lacuna's encoder and objective with fused AdamW, bf16 with
+Sides: "plain fp32" is benchmarks/sides/plain.py with torch's default AdamW; "plain amp" is the same under autocast to
+bf16 (the default rival on a GPU); "ours fp32" and "ours bf16" are Lacuna's encoder and objective with fused AdamW, bf16 with
 fp32 master weights as DeepSpeed keeps them. A step is mask, forward, backward and update. All sides start from the same
 weights and see the same images and masks; a ratio is void unless their first losses agree. Times are of rounds in which
 every side takes its turn: minimum and median, wall clock and (other work on the machine aside) CPU time of the process.
@@ -17,21 +17,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from plain_mae import PlainMAE  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from masking.draw import Rows, draw  # noqa: E402
-from masking.mask import Grid  # noqa: E402
+from benchmarks.sides.build import Side, all_sides  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from masking.strategies.uniform import Uniform  # noqa: E402
 from pretrain.backbones.vit import ViTConfig  # noqa: E402
@@ -41,91 +37,6 @@ from pretrain.flops import peak_flops, train_flops_per_image  # noqa: E402
 from pretrain.objectives.pixel import PixelMAEConfig  # noqa: E402
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3, "amp": 5e-3}  # of the first loss, relative to plain fp32's
-GRID, VISIBLE = Grid(14, 14), 49
-
-
-@dataclass
-class Side:
-    """One of the things compared."""
-
-    name: str
-    dtype: str  # fp32, bf16 or amp
-    step: Callable[[int], Tensor]  # number of the step -> loss
-    model: nn.Module
-    losses: list[float] = field(default_factory=list)
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    peak_mb: float | None = None  # of device memory above what all sides hold at rest, an image
-    saved_mb: float = 0.0  # kept for backward, an image
-
-
-class Masters:
-    """fp32 copies of bf16 parameters, updated by fused AdamW and rounded back."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.masters = [nn.Parameter(parameter.detach().float()) for parameter in parameters]
-        for master in self.masters:
-            master.grad = torch.empty_like(master)
-        self.optimizer = _adamw(self.masters)
-
-    def step(self) -> None:
-        """One update from the parameters' gradients."""
-        with torch.no_grad():
-            torch._foreach_copy_([master.grad for master in self.masters], [p.grad for p in self.parameters])
-            self.optimizer.step()
-            torch._foreach_copy_(self.parameters, self.masters)
-
-
-def plain_side(options: argparse.Namespace, images: Tensor, state: dict[str, Tensor], amp: bool) -> Side:
-    """benchmarks/plain_mae.py with torch's default AdamW."""
-    config, objective = ViTConfig(options.model), PixelMAEConfig()
-    decoder = (objective.decoder_width, objective.decoder_depth, objective.decoder_heads)
-    data = DataConfig(train="")
-    with torch.device(options.device):
-        model = PlainMAE(16, GRID.num_patches, config.dimensions(), decoder, data.mean, data.std)
-    model.load_state_dict(state)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05)
-
-    def step(number: int) -> Tensor:
-        noise = torch.rand(
-            len(images), GRID.num_patches, generator=generator(0, "mask", number, device=images.device), device=images.device
-        )
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            loss = model(images, noise, VISIBLE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    dtype = "amp" if amp else "fp32"
-    return Side(f"plain {dtype}", dtype, step, model)
-
-
-def our_side(options: argparse.Namespace, images: Tensor, state: dict[str, Tensor], dtype: torch.dtype) -> Side:
-    """Lacuna's encoder and objective, and fused AdamW."""
-    model = _ours(options.model).to(options.device)
-    model.load_state_dict({**model.state_dict(), **state}, strict=False)
-    model.to(dtype)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = Masters(parameters) if dtype == torch.bfloat16 else _adamw(parameters)
-    rows = Rows(len(images), torch.arange(len(images)))
-    forward: Any = model["objective"]
-    if options.compile:
-        forward = torch.compile(forward)
-
-    def step(number: int) -> Tensor:
-        mask = draw(Uniform(), GRID, rows, 0, number, device=images.device)
-        losses, _ = forward(model["backbone"], images, mask, None)
-        loss = losses["pixel"].mean()
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return Side(f"ours {name}", name, step, model)
 
 
 def main() -> None:
@@ -135,7 +46,7 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.batch, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "images"))
     images = images.to(options.device)
-    sides = _sides(options, images)
+    sides = all_sides(options, images)
     for side in sides:
         _prepare(side, images)
     for number in range(1, options.rounds + 1):
@@ -171,30 +82,6 @@ def _options() -> argparse.Namespace:
     options.steps = options.steps or (10 if gpu else 1)
     options.amp |= gpu
     return options
-
-
-def _sides(options: argparse.Namespace, images: Tensor) -> list[Side]:
-    source = _ours(options.model)
-    state = {name.removeprefix("objective."): value for name, value in source.state_dict().items()}
-    state["decoder.pos_embed"] = source["objective"].decoder.pos_embed
-    ours = dict(source.state_dict())
-    del source
-    sides = [plain_side(options, images, state, amp=False)]
-    if options.amp:
-        sides.append(plain_side(options, images, state, amp=True))
-    sides += [our_side(options, images, ours, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return sides
-
-
-def _ours(size: str) -> nn.ModuleDict:
-    torch.manual_seed(1)
-    data = DataConfig(train="")
-    backbone = ViTConfig(size).build(GRID, 3, data.mean, data.std)  # type: ignore[arg-type]
-    return nn.ModuleDict({"backbone": backbone, "objective": PixelMAEConfig().build(backbone)})
-
-
-def _adamw(parameters: list[Any]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
 
 def _prepare(side: Side, images: Tensor) -> None:
