@@ -19,7 +19,16 @@ from pretrain.tracking.settings import TrackingConfig
 def config() -> Config:
     return Config(
         name="demo",
-        data=DataConfig(train="embedded", image_size=(64, 64), batch_size=128, crop_scale=(0.3, 1.0), workers=1),
+        data=DataConfig(
+            train="embedded",
+            image_size=(64, 64),
+            in_chans=1,  # in colour, tint alone would name half of the photographs
+            mean=(0.45,),
+            std=(0.25,),
+            batch_size=128,
+            crop_scale=(0.3, 1.0),
+            workers=1,
+        ),
         backbone=ViTConfig("tiny", patch_size=8, width=192, depth=6, heads=3),
         objective=PixelMAEConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
         mask=Uniform(FixedRatio(0.75)),

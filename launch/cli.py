@@ -163,6 +163,8 @@ def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
         "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
     )
     export.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    export.add_argument("--image-size", metavar="H,W", help="resize positions for this size (default: as trained)")
+    export.add_argument("--license", help="licence to name in config.json (default: none is named)")
     export.add_argument("--force", action="store_true", help="replace an existing file")
     report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")
     report.add_argument("run", type=Path, help="run directory, for example runs/first")

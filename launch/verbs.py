@@ -13,6 +13,7 @@ from pretrain.config import Config, to_json
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pretrain.data.shards import ShardSet
     from pretrain.tracking.progress import Progress
 
 
@@ -52,21 +53,29 @@ def evaluate(options: argparse.Namespace) -> None:
     """`lacuna evaluate`: a table of what the run's frozen features are worth, and evaluate-step-*.json beside it."""
     import torch
 
+    from pretrain.data.evaluation_batches import evaluation_batches
     from pretrain.engine.load import load_backbone, untrained_backbone
     from pretrain.evaluation.evaluate import evaluate as measure
     from pretrain.tracking.progress import Progress
 
     loaded = load_backbone(options.run, options.weights, options.step)
     cfg = _evaluation_settings(loaded.config.evaluation, options)
-    batches = _labelled(loaded.config, cfg.max_images, options)
+    names, sets = _labelled(loaded.config, options)
+    train, val = (
+        evaluation_batches(split, loaded.config.data, batch_size=64, max_images=cfg.max_images) for split in sets
+    )
     backbones = {f"step {loaded.step} ({loaded.which})": loaded.backbone}
     if options.untrained:
         backbones["untrained"] = untrained_backbone(loaded.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}
-    with Progress(len(backbones) * sum(split.num_images for split in batches), "images", "evaluating") as progress:
+    with Progress(len(backbones) * (train.num_images + val.num_images), "images", "evaluating") as progress:
         for name, backbone in backbones.items():
-            results[name] = measure(backbone.to(device), *batches, cfg, device=device, on_progress=progress.advance)
+            results[name] = measure(
+                backbone.to(device), train, val, cfg, device=device, names=names, on_progress=progress.advance
+            )
+    if options.train_data is None and sets[0].fingerprint != loaded.fingerprint:
+        print(f"note: {names[0]} is not the data this run was trained on: its fingerprint is another")
     print(_table(results))
     facts = {"step": loaded.step, "weights": loaded.which, "settings": to_json(cfg), "results": results}
     path = options.run / f"evaluate-step-{loaded.step:07d}.json"
@@ -78,32 +87,36 @@ def export(options: argparse.Namespace) -> None:
     """`lacuna export`: the encoder for other people's code; prints what the parity check saw."""
     from pretrain.export import export as write
 
-    print(write(options.run, options.to, options.out, weights=options.weights, step=options.step, force=options.force))
+    size = None if options.image_size is None else _sides(options.image_size)
+    report = write(
+        options.run,
+        options.to,
+        options.out,
+        weights=options.weights,
+        step=options.step,
+        image_size=size,
+        license_name=options.license,
+        force=options.force,
+    )
+    print(report)
 
 
-def _labelled(config: Config, max_images: int | None, options: argparse.Namespace) -> tuple[Any, Any]:
-    """Batches to learn from and to be tested on: those named on the command line, else the run's own."""
-    from pretrain.data.evaluation_batches import evaluation_batches
+def _labelled(config: Config, options: argparse.Namespace) -> tuple[tuple[str, str], list[ShardSet]]:
+    """Patterns and shards to learn from and to be tested on: those of the command line, else the run's own."""
     from pretrain.data.shards import open_shards
     from pretrain.data.sources import as_pattern, cache_of, patterns
 
-    own_train, own_val = (None, None)
+    own: tuple[str | None, str | None] = (None, None)
     if options.train_data is None or options.data is None:
-        own_train, own_val = patterns(config.data, Path(config.runs_dir))
-    train = as_pattern(options.train_data) if options.train_data else own_train
-    val = as_pattern(options.data) if options.data else own_val
-    if val is None:
-        raise ConfigError("there are no labelled images to test on: give --data val/, or set data.val in the config")
-    train_batches, val_batches = (
-        evaluation_batches(
-            open_shards(str(pattern), cache=cache_of(config.data, options.run)),
-            config.data,
-            batch_size=64,
-            max_images=max_images,
-        )
-        for pattern in (train, val)
+        own = patterns(config.data, Path(config.runs_dir))
+    train, val = (
+        as_pattern(text) if text else pattern
+        for text, pattern in zip((options.train_data, options.data), own, strict=True)
     )
-    return train_batches, val_batches
+    if train is None or val is None:
+        raise ConfigError("there are no labelled images to test on: give --data val/, or set data.val in the config")
+    cache = cache_of(config.data, options.run)
+    return (train, val), [open_shards(name, cache=cache) for name in (train, val)]
 
 
 def _table(results: dict[str, dict[str, Any]]) -> str:
@@ -124,6 +137,13 @@ def _follow(progress: Progress) -> Callable[[int, int], None]:
         progress.advance(done - progress.done)
 
     return update
+
+
+def _sides(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ConfigError(f"--image-size={text}; write height and width in pixels, for example 224,224")
+    return int(parts[0]), int(parts[1])
 
 
 def _evaluation_settings(cfg: Any, options: argparse.Namespace) -> Any:
