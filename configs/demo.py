@@ -37,5 +37,5 @@ def config() -> Config:
         engine=EngineConfig(ema_decay=0.995),
         checkpoint=CheckpointConfig(every_steps=200),
         tracking=TrackingConfig(log_every=20, panels_every=200),
-        evaluation=EvaluationConfig(every_steps=200, methods=("knn", "linear"), max_images=2000),
+        evaluation=EvaluationConfig(every_steps=200, max_images=2000),
     )
