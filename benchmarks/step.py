@@ -1,10 +1,10 @@
 """Our training step against plain MAE, interleaved in one process: `python benchmarks/step.py`.
 
 Sides: "plain fp32" is benchmarks/sides/plain.py with torch's default AdamW; "plain amp" is the same under autocast to
-bf16 (the default rival on a GPU); "ours fp32" and "ours bf16" are Lacuna's encoder and objective with fused AdamW, bf16 with
-fp32 master weights as DeepSpeed keeps them. A step is mask, forward, backward and update. All sides start from the same
-weights and see the same images and masks; a ratio is void unless their first losses agree. Times are of rounds in which
-every side takes its turn: minimum and median, wall clock and (other work on the machine aside) CPU time of the process.
+bf16 (the default rival on a GPU); "ours fp32" and "ours bf16" are Lacuna's encoder and objective with fused AdamW, bf16
+with fp32 master weights as DeepSpeed keeps them. A step is mask, forward, backward and update. All sides start from the
+same weights and see the same images and masks; a ratio is void unless their first losses agree. Times are of rounds in
+which every side takes its turn: minimum and median of wall clock and of the CPU time of the process.
 
 Writes benchmarks/results/step-DEVICE.json. The CPU's default is ViT-B, batch 8, one thread: about two minutes."""
 

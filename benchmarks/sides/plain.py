@@ -2,8 +2,8 @@
 
 Float images, every patch embedded by a convolution, two argsorts, gathers with repeated indices, tokens put back in
 raster order, attention with its weights in memory, the whole decoder and its head on all patches, and a loss over all
-patches times the mask. Nothing is fused and nothing is clever; nothing is slowed down on purpose either. Weights have the names
-that Lacuna gives them, so that both sides can start from the same."""
+patches times the mask. Nothing is fused and nothing is clever; nothing is slowed down on purpose either. Weights have
+the names that Lacuna gives them, so that both sides can start from the same."""
 
 from __future__ import annotations
 
