@@ -49,7 +49,7 @@ def write_run(run_dir, config=CONFIG, *, num_steps=60, evaluations=True, panels=
             run.evaluation(
                 {"step": step, "knn": knn, "chance": 0.1, "effective_rank": 9.0, "warnings": ["few <images>"]}
             )
-    run.ledger([{"position": 33, "shard": "a.tar", "key": "b&b", "reason": "crc32 differs"}])
+    run.ledger([{"step": 5, "position": 33, "shard": "a.tar", "key": "b&b", "reason": "crc32 differs"}])
     for step in panels:
         images = torch.randint(0, 256, (2, 3, 32, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         hidden = torch.arange(32).expand(2, -1) % 2 == 0
