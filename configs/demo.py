@@ -22,9 +22,6 @@ def config() -> Config:
         data=DataConfig(
             train="embedded",
             image_size=(64, 64),
-            in_chans=1,  # in colour, tint alone would name half of the photographs
-            mean=(0.45,),
-            std=(0.25,),
             batch_size=128,
             crop_scale=(0.3, 1.0),
             workers=1,

@@ -2,9 +2,9 @@
 
 Each photograph is one class. A band across its longer side is held out: val crops lie inside it, train crops outside,
 and no pixel is in both, so a nearest neighbour of a val crop has to be recognised, not remembered. A crop is stored
-larger than it is trained on, and training crops and flips it anew each time. Each is taken in a light of its own
-(exposure, contrast and white balance are drawn), or the mean colour alone would name seven photographs of ten and there
-would be nothing to learn. Everything follows from the version below.
+larger than it is trained on, and training crops and flips it anew each time. Colour is taken
+out and each crop has an exposure and contrast of its own, or its mean colour alone would name seven photographs of ten
+and there would be little to learn. Everything follows from the version below.
 
 The photographs and their terms, as scikit-image states them: public domain or no known copyright restrictions:
 astronaut (NASA), clock_motion (S. van der Walt), coins (Brooklyn Museum), hubble_deep_field (NASA), ihc (CMMI), rocket
@@ -32,12 +32,12 @@ PHOTOGRAPHS = (
     "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 NUM_TRAIN, NUM_VAL = 3_080, 504  # crops; 220 and 36 of each photograph
-_VERSION = 2  # of the crops
+_VERSION = 3  # of the crops
 _LONGEST = 720  # pixels; larger photographs are made smaller first, so that a crop shows as much of each
 _BAND = (0.5, 0.75)  # the held-out share of the longer side
 _LARGER = (1.0, 2.0)  # a crop's side, in sides of the training image
 _STORED = 1.25  # a crop's side as it is stored, in sides of the training image
-_LIGHT = {"exposure": 0.5, "contrast": 0.4, "red": 0.25, "green": 0.25, "blue": 0.25}  # spread of their logarithms
+_LIGHT = {"exposure": 0.5, "contrast": 0.4}  # spread of their logarithms
 
 
 def embedded_shards(cache_dir: Path | str, image_size: tuple[int, int]) -> tuple[str, str]:
@@ -85,9 +85,9 @@ def _photographs() -> Path:
 
 def _load(path: Path) -> np.ndarray:
     with Image.open(path) as image:
-        colour = image.convert("RGB")
-    colour.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BICUBIC)
-    return np.array(colour)
+        grey = image.convert("RGB").convert("L")
+    grey.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BICUBIC)
+    return np.array(grey)
 
 
 def crop_place(
@@ -114,14 +114,13 @@ def crop_place(
 
 
 def light(label: int, split: str, number: int) -> np.ndarray:
-    """What each grey level of a crop becomes, (256, 3) uint8: a power for contrast, a gain for exposure and each colour."""
+    """What each grey level of a crop becomes, (256,) uint8: a power for contrast, a gain for exposure."""
 
     def factor(what: str) -> float:
         uniform = prf(_VERSION, "embedded", label, split, number, what) / 2**63
         return float(np.exp(_LIGHT[what] * (2 * uniform - 1)))
 
-    levels = np.linspace(0, 1, 256)[:, None] ** factor("contrast") * factor("exposure")
-    levels = levels * np.array([factor("red"), factor("green"), factor("blue")])
+    levels = np.linspace(0, 1, 256) ** factor("contrast") * factor("exposure")
     return np.asarray(np.clip(np.rint(255 * levels), 0, 255).astype(np.uint8))
 
 
@@ -129,12 +128,10 @@ def _encode(
     pixels: np.ndarray, at: tuple[int, int, int, int], image_size: tuple[int, int], levels: np.ndarray
 ) -> bytes:
     top, left, height, width = at
-    plain = pixels[top : top + height, left : left + width]
-    lit = np.stack([levels[plain[..., channel], channel] for channel in range(3)], axis=-1)
-    crop = Image.fromarray(lit)
+    crop = Image.fromarray(levels[pixels[top : top + height, left : left + width]])
     stored = (round(image_size[1] * _STORED), round(image_size[0] * _STORED))
     if width > stored[0]:
         crop = crop.resize(stored, Image.Resampling.BICUBIC)
     out = io.BytesIO()
-    crop.save(out, "JPEG", quality=95, subsampling=0)
+    crop.save(out, "JPEG", quality=95)
     return out.getvalue()

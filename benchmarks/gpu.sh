@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Whatever still lacks a figure from a GPU, in under ten minutes; JSON goes to the folder given, else to $OUT, else here.
+#
+#   bash benchmarks/gpu.sh results-h200
+#
+# Nothing is installed: torch, DeepSpeed, webdataset and simplejpeg must be there (`make install`, or wheels on the path).
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+out=${1:-${OUT:-benchmarks/results}}
+mkdir -p "$out"
+python=${PYTHON:-python3}
+
+one() { # one NAME SECONDS COMMAND...: never lets one failure or one slow line take the others along
+    local name=$1 limit=$2
+    shift 2
+    echo "== $name: $*"
+    timeout "$limit" "$@" || echo "== $name ended with $?"
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
+one step-b64 90 "$python" benchmarks/step.py --batch 64 --out "$out/step-gpu-b64.json"
+one step-b256 90 "$python" benchmarks/step.py --batch 256 --out "$out/step-gpu-b256.json"
+one step-b256-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
+one step-large 120 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"
+one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
+    runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
+cp "$out/runs/gpu/metrics.jsonl" "$out/train-gpu-metrics.jsonl" 2> /dev/null
