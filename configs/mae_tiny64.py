@@ -2,7 +2,7 @@
 
 Command:   lacuna train configs/mae_tiny64.py data.train='train/*.tar' data.val='val/*.tar' name=small
 Hardware:  one CPU core does about 150 images a second; a GPU is bound by its loader
-Expected:  2,000 Imagenette photographs, half an hour on one core: see benchmarks/results/real-run.json
+Expected:  2,000 Imagenette photographs, 150 epochs: kNN 29.0 % untrained, 41.6 % after; linear probe 40.0 %, 51.2 %
 """
 
 from masking.ratio import FixedRatio
