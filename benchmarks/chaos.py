@@ -45,6 +45,8 @@ def main() -> None:
         "world": 2, "zero_stage": options.stage, "steps": options.steps, "calm_s": round(calm_s, 1),
         "stormy_s": round(stormy_s, 1), **asdict(toll), "identical": True, **same,
     }  # fmt: skip
+    if toll.kills < options.kills:
+        sys.exit(f"the run was over after {toll.kills} of {options.kills} kills; give it more --steps")
     path = ROOT / "benchmarks" / "results" / f"chaos-zero{options.stage}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -58,11 +60,11 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs that must hit a living rank (default 20)")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of the run (default 200)")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of the run (default 1500)")
     parser.add_argument("--stage", type=int, default=1, choices=range(4), help="DeepSpeed ZeRO stage (default 1)")
     parser.add_argument("--workers", type=int, default=1, help="loader processes a rank (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the times and victims (default 0)")
-    parser.add_argument("--reach", type=float, default=7.0, help="latest kill after a start, seconds (default 7)")
+    parser.add_argument("--reach", type=float, default=4.0, help="latest kill after a start, seconds (default 4)")
     return parser.parse_args()
 
 

@@ -18,9 +18,8 @@ one() { # one NAME SECONDS COMMAND...: never lets one failure or one slow line t
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
-one step-b64 90 "$python" benchmarks/step.py --batch 64 --out "$out/step-gpu-b64.json"
-one step-b256 90 "$python" benchmarks/step.py --batch 256 --out "$out/step-gpu-b256.json"
-one step-b256-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
+one step 180 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"
+one step-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
 one step-large 120 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"
 one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
     runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
