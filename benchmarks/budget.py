@@ -14,6 +14,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def main() -> int:
                 print(f"  {size / BATCH / 1e6:8.2f} MB/image {meter.kernels[name]:5d} x {name}")
         rows.append({**asdict(case), **asdict(got)})
     if not options.no_write:
-        _write({"command": "python benchmarks/budget.py", "torch": torch.__version__, "batch": BATCH, "cases": rows})
+        facts = {"command": "python benchmarks/budget.py", "machine": "counted on fake tensors, the same everywhere"}
+        _write({**facts, "date": str(date.today()), "torch": torch.__version__, "batch": BATCH, "cases": rows})
     return int(failed)
 
 
