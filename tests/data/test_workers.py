@@ -138,8 +138,8 @@ def _run(folder: Path, how: str) -> tuple[int, list[int], str]:
     script.write_text(_SCRIPT)
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, str(script), how], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=120,
+        [sys.executable, str(script), how], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True,
+        start_new_session=True, timeout=120,
     )  # fmt: skip
     return done.returncode, [int(pid) for pid in done.stdout.split()], done.stderr
 
