@@ -165,6 +165,7 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
     common |= {"job_type": "pretrain", "save_code": False}
     online = job["mode"] == "probe" and _answers(job["base_url"])
     for mode in ("online", "offline") if online else ("offline",):
+        _wait_for_a_free_name(run_dir / "wandb")
         try:
             run = wandb.init(dir=run_dir, mode=mode, resume="allow", settings=settings, **common)
         except wandb.errors.Error as error:
@@ -180,6 +181,12 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
         run.define_metric("*", step_metric="step")
         return run, mode
     raise AssertionError("offline is always tried")
+
+
+def _wait_for_a_free_name(folder: Path) -> None:
+    """The client names its folder after the second and the run's id, and would write over one of the same second."""
+    while list(folder.glob(time.strftime("*run-%Y%m%d_%H%M%S-*"))):
+        time.sleep(0.05)
 
 
 def _answers(base_url: str) -> bool:
