@@ -103,7 +103,6 @@ def _wandb() -> None:
 
 def _shards(data: str) -> None:
     from pretrain.data.shards import open_shards
-
     from pretrain.data.sources import as_pattern
 
     try:
