@@ -102,11 +102,9 @@ def _check_name_and_length(config: Config) -> None:
 def _check_batch(config: Config, world_size: int) -> None:
     size, parts = config.data.batch_size, world_size * config.engine.accumulation
     if size % parts:
-        low = size // parts * parts
-        near = f"{low} or {low + parts}" if low else f"{parts}"
         raise ConfigError(
             f"data.batch_size={size} cannot be split over {world_size} processes x engine.accumulation="
-            f"{config.engine.accumulation}; the nearest values that can are {near}"
+            f"{config.engine.accumulation}; the nearest values that can are {_nearest(size, parts)}"
         )
 
 
@@ -123,11 +121,9 @@ def _check_grid(config: Config) -> None:
     (height, width), patch = config.data.image_size, config.backbone.patch_size
     for name, length in (("height", height), ("width", width)):
         if length % patch:
-            low = length // patch * patch
-            near = f"{low} or {low + patch}" if low else f"{patch}"
             raise ConfigError(
                 f"data.image_size={height},{width}: the {name} is not a multiple of backbone.patch_size={patch}; "
-                f"the nearest that are: {near}"
+                f"the nearest that are: {_nearest(length, patch)}"
             )
     grid = Grid(height // patch, width // patch)
     ratio = getattr(config.mask, "ratio", None)
@@ -165,6 +161,12 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.every_steps={evaluation.every_steps} needs labelled images: give data.val='val/*.tar', "
             "or evaluation.every_steps=none"
         )
+
+
+def _nearest(value: int, step: int) -> str:
+    """The multiples of step around value, in words."""
+    low = value // step * step
+    return f"{low} or {low + step}" if low else f"{step}"
 
 
 def _text(value: Any) -> str:

@@ -60,9 +60,8 @@ def train_step(
         mask = draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, target.guidance, engine.device)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
-        engine.backward(
-            total(shares) * (engine.world * len(batches))
-        )  # undoes DeepSpeed's mean over ranks and micro-batches
+        undo_mean = engine.world * len(batches)  # DeepSpeed averages over ranks and micro-batches
+        engine.backward(total(shares) * undo_mean)
         for name, share in shares.items():
             sums[name] = sums.get(name, 0) + share.detach()
     grad_norm, skipped = engine.step(lr)
@@ -80,8 +79,7 @@ def draw_noise(rows: Rows, recipe: Recipe, step: int, device: torch.device) -> T
     """(B, N) uniform noise for an objective that predicts some of the hidden patches: rows of the global draw."""
     if not recipe.chooses:
         return None
-    rng = generator(recipe.seed, "predict", step, device=device)
-    return rows.take(torch.rand(rows.total, recipe.grid.num_patches, generator=rng, device=device))
+    return rows.noise(recipe.grid.num_patches, generator(recipe.seed, "predict", step, device=device))
 
 
 def total(shares: Losses) -> Tensor:

@@ -6,7 +6,7 @@ from pretrain.config import Config
 from pretrain.data.sources import Sources
 from pretrain.engine.checkpoint import RunState
 from pretrain.engine.engine import Engine
-from pretrain.engine.schedule import rate
+from pretrain.engine.schedule import peak_rate, rate
 
 
 def summary(config: Config, engine: Engine, sources: Sources, state: RunState, total_steps: int) -> str:
@@ -17,7 +17,7 @@ def summary(config: Config, engine: Engine, sources: Sources, state: RunState, t
     passes = seen / (number * data.crops_per_decode)
     crops = f" x {data.crops_per_decode} crops of each decoded image" if data.crops_per_decode > 1 else ""
     micro = size // (engine.world * config.engine.accumulation)
-    peak = config.optim.base_lr * size / 256
+    peak = peak_rate(config.optim, size)
     height, width = data.image_size
     lines = [
         f"run       {config.name} in {config.run_dir}",

@@ -80,10 +80,10 @@ class Engine:
             self._deepspeed.compile()
 
     def __call__(
-        self, images: Tensor, mask: Mask, target: Target, rank: Tensor | None = None
+        self, images: Tensor, mask: Mask, target: Target, noise: Tensor | None = None
     ) -> tuple[Losses, Features]:
         """The model's forward: losses, name -> (B,) float32, and the encoder's features."""
-        output: tuple[Losses, Features] = self._deepspeed(images, mask, target, rank)
+        output: tuple[Losses, Features] = self._deepspeed(images, mask, target, noise)
         return output
 
     def backward(self, loss: Tensor) -> None:

@@ -12,10 +12,15 @@ def rate(step: int, total_steps: int, optim: OptimConfig, batch_size: int) -> fl
 
     The first step already moves (at 1/warmup of the peak), the last warm-up step trains at the peak.
     """
-    peak = optim.base_lr * batch_size / 256
+    peak = peak_rate(optim, batch_size)
     warmup = round(optim.warmup * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     passed = (step - warmup) / max(1, total_steps - warmup)
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
     return peak * (optim.final_lr_ratio + (1 - optim.final_lr_ratio) * share)
+
+
+def peak_rate(optim: OptimConfig, batch_size: int) -> float:
+    """The rate at the end of warm-up: linear in the global batch, base_lr being for 256 images."""
+    return optim.base_lr * batch_size / 256

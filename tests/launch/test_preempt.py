@@ -12,7 +12,6 @@ from launch.preempt import StopFlag
 
 def test_every_preemption_signal_sets_the_flag_and_nothing_else() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        before = signal.getsignal(number)
         flag = StopFlag()
         flag.listen()
         assert not flag.wanted()
@@ -20,7 +19,6 @@ def test_every_preemption_signal_sets_the_flag_and_nothing_else() -> None:
         assert flag.wanted() and number.name in (flag.reason or "")
         for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-        del before
 
 
 def test_wall_time_asks_for_a_stop_before_it_ends() -> None:
