@@ -24,8 +24,8 @@ def box_coverage(boxes: Tensor, grid: Grid) -> Tensor:
 
 
 def gradient_energy(images: Tensor, grid: Grid) -> Tensor:
-    """The mean over each patch of the squared gradient of grey: (B, N) float32, per pixel squared, where grey is the mean
-    of the channels and black to white is 1. Central differences; across the border, as if the image were mirrored
+    """The mean over each patch of the squared gradient of grey, the mean of the channels in 0..1: (B, N) float32, per
+    pixel squared. Central differences; across the border, as if the image were mirrored
     there, 0. A flat image gives exactly 0.
 
     images: (B, C, H, W) uint8; H and W are multiples of the grid's height and width."""

@@ -46,7 +46,7 @@ def boxes_in_crop(
     shares = ((at_px - [left, top, left, top]) / [wide, tall, wide, tall]).clip(0, 1)
     if mirrored:
         shares[:, [0, 2]] = 1 - shares[:, [2, 0]]
-    inside = shares.astype(np.float32)
+    inside = shares.round(6).astype(np.float32)  # or rounding would leave a sliver of a box that ends at the crop
     area = (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])
     largest = np.sort(np.argsort(-area, kind="stable")[:MAX_BOXES])
     return inside[largest[area[largest] > 0]]

@@ -83,9 +83,7 @@ class PlanSource(IterableDataset[Sample]):
         return sorted({self.shards.names[shard] for shard in self.order.locate(positions)[1].tolist()})
 
 
-def read_sample(
-    shards: ShardSet, shard: int, sample: int, extensions: tuple[str, ...] = IMAGE_EXTENSIONS
-) -> Sample:
+def read_sample(shards: ShardSet, shard: int, sample: int, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Sample:
     """The bytes of the sample's members with these extensions, or `__bad__` with the reason where they are not what
     they were; and its class as the index has it, -1 for none."""
     label = int(shards.labels(shard)[sample])
