@@ -29,6 +29,8 @@ class Batch:
     digest: int  # sum over the samples of a keyed hash, modulo 2**64
     boxes: Tensor | None = None  # (B, G, 4) float32: left, top, right, bottom as shares of the crop, zeros where fewer
     bad: tuple[BadSample, ...] = ()
+    # (B, G, 4) float32, left, top, right, bottom in shares of the crop, zeros where there are fewer; None: not read
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True)
