@@ -1,6 +1,5 @@
-"""From a strategy and a step to masks. Every number drawn for an image is a hash of (seed, step, row of the global batch):
-not of rank, world size, accumulation or device, and no state is carried.
-"""
+"""From a strategy and a step to masks. Every number drawn for an image is a hash of (seed, step, row of the global
+batch): not of rank, world size, accumulation or device, and no state is carried."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ class MaskStrategy:
 
     @classmethod
     def variants(cls, ratio: Ratio) -> dict[str, MaskStrategy]:
-        """What the gallery shows of it, by name: by default itself with its other settings as they are."""
+        """What the gallery shows of it, by name; the first is its defaults with this ratio."""
         return {cls.__name__: cls(ratio=ratio)}  # type: ignore[call-arg]
 
     def at(self, epoch: float) -> MaskStrategy:

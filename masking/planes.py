@@ -1,18 +1,18 @@
-"""Planes of coloured noise (Hinojosa, Liu, Ghanem, "ColorMAE", ECCV 2024, section 3), made from a seed instead of downloaded.
+"""Planes of coloured noise (Hinojosa, Liu, Ghanem, "ColorMAE", ECCV 2024, section 3), made from a seed, not downloaded.
 
-A plane is white noise on a torus, one value a patch, filtered and ranked several times over. With G_s a Gaussian blur of
-standard deviation s patches:
+A plane is white noise on a torus, one value a patch, filtered and ranked several times over. With G_s a Gaussian blur
+of standard deviation s patches:
 
     red     low pass    G_s * W                  green   band pass   G_s1 * W - G_s2 * W,  s1 < s2
     blue    high pass   W - G_s * W              purple  band stop   W - (G_s1 * W - G_s2 * W)
 
-and white is W itself. After each pass every value becomes its rank, so a plane holds each of its ranks once: windows need no
-normalising, the smallest and the largest values are equally likely to be kept, and ties do not occur.
+and white is W itself. After each pass every value becomes its rank, so a plane holds each rank once: windows need no
+normalising, keeping the smallest is as good as keeping the largest, and ties do not occur.
 
-The paper's text does not say its blur widths, number of passes, plane size or number of planes, and its noise is a
-download; these defaults are our choice: 5 passes, s = 1 for red and blue, 0.5 and 2 for green and purple (whose peak then
-has a period of about 5 patches), 64 planes of 256 x 256. The blur is sampled at whole patches, cut at three standard
-deviations and wraps around, so no place of a plane differs from another."""
+Blur widths, passes, size and number of planes of the authors are not known to us: their noise is a download. The
+defaults are our choice: 5 passes, s = 1 for red and blue, 0.5 and 2 for green and purple (so that green's clusters
+repeat every 5 patches or so), 64 planes of 256 x 256. The blur is sampled at whole patches, cut at three standard
+deviations, and wraps around, so no place of a plane differs from another."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def read_noise(path: str) -> np.ndarray:
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "fiu":
         raise ValueError(f"mask.file={path} holds an array {list(values.shape)} of {values.dtype}; {wanted}")
     if not np.isfinite(values).all():
-        raise ValueError(f"mask.file={path} holds {int((~np.isfinite(values)).sum())} values that are not finite; {wanted}")
+        count = int((~np.isfinite(values)).sum())
+        raise ValueError(f"mask.file={path} holds {count} values that are not finite; {wanted}")
     return np.stack([_ranks(plane) for plane in values])
 
 

@@ -170,9 +170,7 @@ def _strategy(name: str, current: MaskStrategy, key: str) -> MaskStrategy:
         raise ConfigError(
             f"{key}={name!r} is not a mask strategy{_did_you_mean(name, list(known))}; there are {', '.join(known)}"
         )
-    fields = [f.name for f in dataclasses.fields(known[name])]
-    strategy: MaskStrategy = known[name](**({"ratio": current.ratio} if "ratio" in fields else {}))
-    return strategy
+    return next(iter(known[name].variants(current.ratio).values()), known[name]())
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:

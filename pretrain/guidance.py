@@ -11,7 +11,9 @@ from masking.mask import Grid
 from pretrain.types import Target
 
 
-def guidance_of(strategy: MaskStrategy, grid: Grid, images: Tensor, target: Target, boxes: Tensor | None) -> Tensor | None:
+def guidance_of(
+    strategy: MaskStrategy, grid: Grid, images: Tensor, target: Target, boxes: Tensor | None
+) -> Tensor | None:
     """(B, N) float importance for strategy, or None where it takes none.
 
     images (B, C, H, W) uint8 on the device; boxes (B, G, 4) in shares of the crop, or None where the batch has none:

@@ -27,7 +27,6 @@ class Batch:
     weight: Tensor  # (B,) float32, 1 or 0: 0 marks a bad sample
     positions: Tensor  # (B,) int64, the sample's place in the endless stream
     digest: int  # sum over the samples of a keyed hash, modulo 2**64
-    boxes: Tensor | None = None  # (B, G, 4) float32: left, top, right, bottom as shares of the crop, zeros where fewer
     bad: tuple[BadSample, ...] = ()
     # (B, G, 4) float32, left, top, right, bottom in shares of the crop, zeros where there are fewer; None: not read
     boxes: Tensor | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
 
 from masking.draw import MaskStrategy
 
@@ -16,7 +15,5 @@ def all_strategies() -> tuple[type[MaskStrategy], ...]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, MaskStrategy) and value.__module__ == module.__name__:
-                if not is_dataclass(value):
-                    raise TypeError(f"{value.__qualname__} in {module.__file__} is a mask strategy; make it a frozen dataclass")
                 found.append(value)
     return tuple(found)

@@ -10,6 +10,7 @@ a long run draws more masks than that. The statistics of masks are those of a si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -57,7 +58,7 @@ class ColorNoise(MaskStrategy):
             return
         wanted = len(SIGMAS[self.color])
         sigmas = self._sigmas()
-        rising = all(low < high for low, high in zip(sigmas, sigmas[1:]))
+        rising = all(low < high for low, high in pairwise(sigmas))
         if len(sigmas) != wanted or not all(0 < sigma <= self.side / 8 for sigma in sigmas) or not rising:
             words = ("none", "one width", "two widths, the smaller first,")[wanted]
             raise ValueError(
@@ -74,7 +75,8 @@ class ColorNoise(MaskStrategy):
     @classmethod
     def variants(cls, ratio: Ratio) -> dict[str, MaskStrategy]:
         """Every colour; white, which is as uniform noise, last."""
-        return {f"ColorNoise: {color}": cls(ratio=ratio, color=color) for color in ("green", "blue", "red", "purple", "white")}  # type: ignore[arg-type]
+        colors: tuple[Color, ...] = ("green", "blue", "red", "purple", "white")
+        return {f"ColorNoise: {color}": cls(ratio=ratio, color=color) for color in colors}
 
     def _check_file(self, grid: Grid) -> None:
         assert self.file is not None

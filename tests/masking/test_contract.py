@@ -14,8 +14,10 @@ from masking.strategies import all_strategies
 GRIDS = [Grid(14, 14), Grid(6, 10), Grid(12, 5)]
 BATCH = 12
 STRATEGIES = {
-    name: strategy for kind in all_strategies() for name, strategy in {**kind.variants(FixedRatio(0.75)), kind.__name__: kind()}.items()
-}  # fmt: skip
+    name: strategy
+    for kind in all_strategies()
+    for name, strategy in {**kind.variants(FixedRatio(0.75)), kind.__name__: kind()}.items()
+}
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.height}x{g.width}")
 
@@ -34,7 +36,8 @@ def drawn(strategy, grid, ids, seed=3, step=7, **more):
 
 def test_the_strategies_of_the_papers_are_found():
     names = {kind.__name__ for kind in all_strategies()}
-    assert {"Uniform", "ColorNoise", "Block", "InverseBlock", "Coarse", "Guided", "Region", "Mixture", "Schedule"} <= names
+    assert {"Uniform", "ColorNoise", "Block", "InverseBlock", "Coarse"} <= names
+    assert {"Guided", "Region", "Mixture", "Schedule"} <= names
 
 
 @every_grid
