@@ -1,4 +1,4 @@
-"""What boxes cover of each patch, and where an image has its gradient; worked by hand, and flat is exactly nothing."""
+"""What boxes cover of each patch, and where the gradient of an image is: worked by hand, and flat is nothing."""
 
 import pytest
 import torch
