@@ -116,9 +116,11 @@ def read_noise(path: str) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def planes_on(source: PlaneRecipe | str, device: torch.device) -> Tensor:
-    """The planes of a recipe, or of a user's file, on device: (L, M, N) float32 of whole ranks, 4 bytes a value."""
+    """The planes of a recipe, or of a user's file, on device: (L, M, N), ranks less a constant in the smallest integers
+    that hold them. Two bytes a value for planes of up to 256 x 256: draws are bound by how much of them a cache holds."""
     ranks = read_noise(source) if isinstance(source, str) else cached_planes(source, cache_folder())
-    return torch.from_numpy(ranks.astype(np.float32)).to(device)
+    values = ranks.astype(np.int64) - ranks[0].size // 2
+    return torch.from_numpy(values.astype(np.int16 if ranks[0].size <= 1 << 16 else np.int32)).to(device)
 
 
 def _plane(recipe: PlaneRecipe, response: np.ndarray, index: int) -> np.ndarray:

@@ -44,9 +44,10 @@ class ColorNoise(MaskStrategy):
     def scores(self, grid: Grid, num_visible: int, noise: Noise, guidance: Tensor | None) -> Tensor:
         """(B, N) float: ranks in the planes; negated where the smallest stay."""
         planes = planes_on(self._source(), noise.rows.device)
-        window = _windows(planes, grid, noise.uniform(5, "window"))
+        first, second = noise.uniform(10).tensor_split(2, dim=1)
+        window = _windows(planes, grid, first)
         if self.second:
-            window = window + self.second * _windows(planes, grid, noise.uniform(5, "second"))
+            window = window + self.second * _windows(planes, grid, second)
         return window if self.keep == "largest" else -window
 
     def check(self, grid: Grid, num_visible: int) -> None:
@@ -117,4 +118,5 @@ def _windows(planes: Tensor, grid: Grid, draws: Tensor) -> Tensor:
     columns = left + torch.where(flip_columns == 1, grid.width - 1 - across, across)
     starts = (plane * tall + rows) * wide
     places = rearrange(starts, "b h -> b h 1") + rearrange(columns, "b w -> b 1 w")
-    return planes.take(rearrange(places, "b h w -> b (h w)"))
+    window = planes.reshape(-1).index_select(0, places.reshape(-1))  # four times as fast as take
+    return rearrange(window.float(), "(b n) -> b n", n=grid.num_patches)

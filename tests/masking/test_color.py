@@ -303,7 +303,7 @@ def test_planes_hold_every_rank_once_and_do_not_change_between_versions():
 
 def test_planes_take_no_more_memory_than_their_values():
     resident = planes_on(GREEN._source(), torch.device("cpu"))
-    assert resident.untyped_storage().nbytes() == 64 * 256 * 256 * 4
+    assert resident.untyped_storage().nbytes() == 64 * 256 * 256 * 2
 
 
 def test_a_larger_file_is_ranked_exactly(tmp_path):
