@@ -2,7 +2,15 @@
 
 Tokens stay in the order [prefix | visible | hidden] from the encoder to the loss: transformer blocks do not care about
 order once positions are added, so nothing is ever put back in raster order. The last decoder block asks for hidden
-patches only, and norm and head see no others. The loss is that of the plain formulation (tests/objectives has it)."""
+patches only, and norm and head see no others. The loss is that of the plain formulation (tests/objectives has it).
+
+`decoder_weights` lead from MAE (1) to a decoder whose predictions do not know of each other (0), block by block if
+wanted: a hidden key counts by its weight g inside the softmax, sum_j g_j e^(s_ij) v_j / sum_j g_j e^(s_ij), whether a
+visible or a hidden patch asks. At 0 hidden patches attend to visible ones only, as in CrossMAE (Fu et al., "Rethinking
+Patch Dependence for Masked Autoencoders", section 3), hidden keys are never computed, and predict_ratio changes no
+prediction that is still made. Two things differ from CrossMAE: there visible tokens are not updated in the decoder, and
+each of its blocks reads a learned mix of the encoder's blocks; here the decoder reads the encoder's output alone, and
+visible tokens go on attending to each other, which is where the family arrives as g goes to 0."""
 
 from __future__ import annotations
 
@@ -13,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masking.mask import Mask
-from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
+from pretrain.backbones.layers import NORM_EPS, Block, LastKeys, initialize, run_block, sincos_positions
 from pretrain.backbones.vit import ViT
 from pretrain.patches import PatchScale, denormalize, gather_patches, unpatchify
 from pretrain.types import Features, Losses, Target
@@ -30,10 +38,24 @@ class PixelMAEConfig:
     decoder_heads: int = 16  # attention heads of the decoder
     norm_pixels: bool = True  # targets are each patch's pixels less their mean, over their standard deviation
     predict_ratio: float = 1.0  # share of the hidden patches that is predicted; the others are not decoded
+    decoder_weights: tuple[float, ...] = (1.0,)  # weight of hidden keys, one for all blocks or one a block; 0: unseen
 
     def build(self, backbone: ViT) -> PixelMAE:
         """The objective for images as backbone sees them, with fresh weights."""
         return PixelMAE(self, backbone)
+
+    def block_weights(self) -> tuple[float, ...]:
+        """decoder_weights, one a block. ValueError where they are not as many, or not from 0 to 1."""
+        weights, depth = self.decoder_weights, self.decoder_depth
+        if len(weights) not in (1, depth):
+            raise ValueError(
+                f"objective.decoder_weights has {len(weights)} weights and objective.decoder_depth={depth}; "
+                "give one for all blocks, or one a block"
+            )
+        if not all(0 <= weight <= 1 for weight in weights):
+            text = ",".join(map(str, weights))
+            raise ValueError(f"objective.decoder_weights={text}; each must be from 0 (CrossMAE) to 1 (MAE)")
+        return weights * depth if len(weights) == 1 else weights
 
 
 class PixelDecoder(nn.Module):
@@ -45,6 +67,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         width = config.decoder_width
         self.checkpointing = False
+        self.weights = config.block_weights()
         self.num_prefix = backbone.num_prefix
         self.embed = nn.Linear(backbone.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
@@ -61,10 +84,10 @@ class PixelDecoder(nn.Module):
         table = self.pos_embed[0]
         visible = self.embed(sequence) + table[F.pad(ids_keep + 1, (self.num_prefix, 0))]
         x = torch.cat([visible, self.mask_token + table[ids_predict + 1]], dim=1)
-        num_queries = ids_predict.shape[1]
-        for block in self.blocks[:-1]:
-            x = run_block(block, x, checkpointing=self.checkpointing)
-        x = run_block(self.blocks[-1], x, num_queries, checkpointing=self.checkpointing)
+        num_hidden = ids_predict.shape[1]
+        for block, weight in zip(self.blocks, self.weights, strict=True):
+            num_queries = num_hidden if block is self.blocks[-1] else None
+            x = run_block(block, x, num_queries, LastKeys(num_hidden, weight), checkpointing=self.checkpointing)
         return self.head(self.norm(x))
 
 
