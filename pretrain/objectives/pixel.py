@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from masking.mask import Mask
 from pretrain.backbones.layers import NORM_EPS, Block, LastKeys, initialize, run_block, sincos_positions
 from pretrain.backbones.vit import ViT
+from pretrain.errors import ConfigError
 from pretrain.patches import PatchScale, denormalize, gather_patches, unpatchify
 from pretrain.types import Features, Losses, Target
 
@@ -45,16 +46,16 @@ class PixelMAEConfig:
         return PixelMAE(self, backbone)
 
     def block_weights(self) -> tuple[float, ...]:
-        """decoder_weights, one a block. ValueError where they are not as many, or not from 0 to 1."""
+        """decoder_weights, one a block. ConfigError where they are not as many, or not from 0 to 1."""
         weights, depth = self.decoder_weights, self.decoder_depth
         if len(weights) not in (1, depth):
-            raise ValueError(
+            raise ConfigError(
                 f"objective.decoder_weights has {len(weights)} weights and objective.decoder_depth={depth}; "
                 "give one for all blocks, or one a block"
             )
         if not all(0 <= weight <= 1 for weight in weights):
             text = ",".join(map(str, weights))
-            raise ValueError(f"objective.decoder_weights={text}; each must be from 0 (CrossMAE) to 1 (MAE)")
+            raise ConfigError(f"objective.decoder_weights={text}; each must be from 0 (CrossMAE) to 1 (MAE)")
         return weights * depth if len(weights) == 1 else weights
 
 

@@ -19,10 +19,10 @@ deepspeed_config.PERSIST_BELOW = 100  # so that stage 3 does cut the tiny model'
 BATCH = 8
 
 
-def losses(place: Place, run_dir: str, combos: list[list[Any]]) -> list[list[float]]:
+def losses(place: Place, run_dir: str, combos: list[list[Any]], overrides: list[str]) -> list[list[float]]:
     """This rank's loss in each of two steps, for each (stage, precision, activation checkpointing)."""
     init_distributed(place, 60)
-    config = load_config("configs/tiny_cpu.py", [])
+    config = load_config("configs/tiny_cpu.py", overrides)
     out = []
     for stage, precision, checkpointing in combos:
         model = build_model(config)
