@@ -198,9 +198,7 @@ def steps_of(config: Config, num_samples: int) -> int:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(
-        config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.predict_ratio < 1
-    )
+    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.chooses)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step

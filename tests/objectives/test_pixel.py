@@ -7,7 +7,8 @@ from einops import rearrange
 from masking.mask import Grid, Mask
 from masking.rng import generator
 from pretrain.backbones.vit import ViTConfig
-from pretrain.objectives.pixel import PixelMAEConfig, normalize_patches
+from pretrain.objectives.pixel import PixelMAEConfig
+from pretrain.objectives.pixel_target import normalize_patches
 from pretrain.patches import patchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -173,7 +174,7 @@ def test_predicted_patches_come_from_rows_of_a_global_draw_where_noise_is_given(
 def test_a_reconstruction_pastes_visible_pixels_and_undoes_the_patch_statistics(norm_pixels):
     backbone, objective = model(norm_pixels=norm_pixels)
     images, mask = inputs()
-    truth = objective.pixels_of(images, mask.ids_mask)
+    truth = objective.pixels(images, mask.ids_mask)
     perfect = objective.decoder.register_forward_hook(lambda *_: truth)
     got = objective.reconstruct(backbone, images, mask)
     assert got.shape == images.shape and got.dtype == torch.float32
