@@ -18,19 +18,12 @@ from pretrain.tracking.settings import TrackingConfig
 def config() -> Config:
     return Config(
         name="mae_cifar",
-        data=DataConfig(
-            train="shards/*.tar",
-            image_size=(32, 32),
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.247, 0.2435, 0.2616),
-            batch_size=128,
-            workers=1,
-        ),
+        data=DataConfig(train="shards/*.tar", image_size=(32, 32), batch_size=128, workers=1),
         backbone=ViTConfig("tiny", patch_size=4, width=192, depth=6, heads=3),
         objective=PixelMAEConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
         mask=Uniform(FixedRatio(0.75)),
-        epochs=100,
-        optim=OptimConfig(base_lr=1e-3, clip_norm=1.0),
+        epochs=50,
+        optim=OptimConfig(base_lr=2e-3, clip_norm=1.0),
         engine=EngineConfig(ema_decay=0.998),
         checkpoint=CheckpointConfig(every_steps=500),
         tracking=TrackingConfig(log_every=20, panels_every=1000),

@@ -20,19 +20,13 @@ def config() -> Config:
     return Config(
         name="simmim_cifar",
         data=DataConfig(
-            train="shards/*.tar",
-            image_size=(32, 32),
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.247, 0.2435, 0.2616),
-            batch_size=128,
-            crop_scale=(0.67, 1.0),
-            workers=1,
+            train="shards/*.tar", image_size=(32, 32), batch_size=128, crop_scale=(0.67, 1.0), workers=1
         ),
         backbone=ViTConfig("tiny", patch_size=4, width=192, depth=6, heads=3),
         objective=SimMIMConfig(),
         mask=Coarse(FixedRatio(10 / 16), unit=2),
-        epochs=100,
-        optim=OptimConfig(base_lr=1e-3, clip_norm=1.0),
+        epochs=50,
+        optim=OptimConfig(base_lr=2e-3, clip_norm=1.0),
         engine=EngineConfig(ema_decay=0.998),
         checkpoint=CheckpointConfig(every_steps=500),
         tracking=TrackingConfig(log_every=20, panels_every=1000),

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from masking.draw import MaskStrategy, Rows, draw
+from masking.draw import MaskStrategy, draw
 from masking.mask import Grid
 from masking.ratio import FixedRatio
 from masking.rng import generator
@@ -55,11 +55,14 @@ def gallery(
     detail (N,) float is the importance handed to strategies that ask for guidance; None stands in a smooth blob.
     """
     return [
-        exhibit(kind(ratio=FixedRatio(ratio)), grid, num_masks, num_draws, seed, detail) for kind in all_strategies()
+        exhibit(name, strategy, grid, num_masks, num_draws, seed, detail)
+        for kind in all_strategies()
+        for name, strategy in kind.variants(FixedRatio(ratio)).items()
     ]
 
 
 def exhibit(
+    name: str,
     strategy: MaskStrategy,
     grid: Grid,
     num_masks: int = 6,
@@ -68,16 +71,16 @@ def exhibit(
     detail: Tensor | None = None,
 ) -> Exhibit:
     """One strategy's masks and coverage; the masks shown are the first of the num_draws that are measured."""
-    rows = Rows(num_draws, torch.arange(num_draws))
+    rows = torch.arange(num_draws)
     guidance = None
-    if strategy.needs_guidance:
+    if strategy.guided_by is not None:
         importance = _blob(grid, seed) if detail is None else detail
         guidance = importance.expand(num_draws, -1)
     mask = draw(strategy, grid, rows, seed, 0, guidance)
     hidden = rearrange(mask.hidden, "b (h w) -> b h w", h=grid.height)
     summary = (type(strategy).__doc__ or "").strip().splitlines()
     return Exhibit(
-        name=type(strategy).__name__,
+        name=name,
         summary=summary[0] if summary else "",
         hidden=hidden[:num_masks],
         frequency=hidden.float().mean(0),

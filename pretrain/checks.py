@@ -121,15 +121,35 @@ def _check_grid(config: Config) -> None:
                 f"data.image_size={height},{width}: the {name} is not a multiple of backbone.patch_size={patch}; "
                 f"the nearest that are: {_nearest(length, patch)}"
             )
-    grid = Grid(height // patch, width // patch)
-    ratio = getattr(config.mask, "ratio", None)
-    if ratio is None:
-        return
-    visible = ratio.num_visible(grid, generator(config.seed, "check"))
+    _check_mask(config, Grid(height // patch, width // patch))
+
+
+def _check_mask(config: Config, grid: Grid) -> None:
+    mask = config.mask
+    visible = mask.ratio.num_visible(grid, generator(config.seed, "check"))
     if not 1 <= visible <= grid.num_patches - 1:
         raise ConfigError(
             f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need 1 to {grid.num_patches - 1}: "
             f"change the share that is hidden, data.image_size or backbone.patch_size"
+        )
+    try:
+        mask.check(grid, visible)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    name = type(mask).__name__
+    if mask.guided_by == "objective" and not config.objective.gives_guidance:
+        raise ConfigError(
+            f"mask={name} is guided by the objective, and {type(config.objective).__name__} gives no importance of "
+            "patches; set mask.guided_by=gradient"
+        )
+    if mask.guided_by == "boxes" and config.data.boxes is None:
+        raise ConfigError(
+            f"mask={name} is guided by boxes, and none are read; set data.boxes=xyxy or xywh, as the samples' json has "
+            "them, or mask.guided_by=gradient"
+        )
+    if mask.guided_by != "boxes" and config.data.boxes is not None:
+        raise ConfigError(
+            f"data.boxes={config.data.boxes} has no effect: mask={name} is not guided by boxes; set data.boxes=none"
         )
 
 

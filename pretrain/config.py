@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from masking.draw import MaskStrategy
+from masking.strategies import all_strategies
 from pretrain.backbones.vit import ViTConfig
 from pretrain.data.settings import DataConfig
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
@@ -98,6 +99,9 @@ def check_types(value: Any, prefix: str = "") -> None:
         part, key = getattr(value, name), f"{prefix}{name}"
         if not _conforms(part, hint):
             raise ConfigError(f"{key} is {part!r} ({type(part).__name__}); it must be {_words(hint)}")
+        for place, inner in enumerate(part if isinstance(part, tuple) else ()):
+            if dataclasses.is_dataclass(inner):
+                check_types(inner, f"{key}[{place}].")
         if dataclasses.is_dataclass(part):
             check_types(part, f"{key}.")
 
@@ -150,11 +154,23 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
         if not dataclasses.is_dataclass(current):
             raise ConfigError(f"unknown setting {key!r}: {path[0]} is a single value; write {path[0]}=value")
         return dataclasses.replace(node, **{path[0]: _replace(current, path[1:], text, key)})
+    if isinstance(current, MaskStrategy):
+        return dataclasses.replace(node, **{path[0]: _strategy(text, current, key)})
     if dataclasses.is_dataclass(current):
         inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(current))
         raise ConfigError(f"{key} is a group of settings; set one of {inner}")
     hint = typing.get_type_hints(type(node))[path[0]]
     return dataclasses.replace(node, **{path[0]: _parse(text, hint, key)})
+
+
+def _strategy(name: str, current: MaskStrategy, key: str) -> MaskStrategy:
+    """The strategy of that class with its settings as they come, and the ratio of the one it replaces."""
+    known = {kind.__name__: kind for kind in all_strategies()}
+    if name not in known:
+        raise ConfigError(
+            f"{key}={name!r} is not a mask strategy{_did_you_mean(name, list(known))}; there are {', '.join(known)}"
+        )
+    return next(iter(known[name].variants(current.ratio).values()), known[name]())
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:

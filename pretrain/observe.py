@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from masking.draw import Rows, draw
+from masking.draw import draw
 from pretrain.config import Config
 from pretrain.data.evaluation_batches import EvaluationBatches, evaluation_batches
 from pretrain.data.shards import ShardSet
@@ -21,6 +21,7 @@ from pretrain.engine.agree import gather_json
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
+from pretrain.guidance import guidance_of
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
@@ -64,9 +65,11 @@ class Observer:
         model = self._copy(weights)
         images = self._panel_images()
         grid = grid_of(self._config)
-        rows = Rows(len(images), torch.arange(len(images)))
         target = model.objective.target(images)
-        mask = draw(self._config.mask, grid, rows, self._config.seed, 0, target.guidance, self._engine.device)
+        strategy = self._config.mask.at(0)
+        guidance = guidance_of(strategy, grid, images, target, None)
+        rows = torch.arange(len(images))
+        mask = draw(strategy, grid, rows, self._config.seed, 0, guidance, device=self._engine.device)
         with torch.no_grad():
             paste = model.objective.reconstruct(model.backbone, images, mask)
         path = self._picture(step)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from masking.draw import MaskStrategy, Rows, draw
+from masking.draw import MaskStrategy, draw, named_noise
 from masking.mask import Grid
-from masking.rng import generator, prf
+from masking.rng import prf
+from pretrain.guidance import guidance_of
 from pretrain.types import Batch, Losses
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Recipe:
     strategy: MaskStrategy
     grid: Grid
     seed: int
-    batch_size: int  # images in the global batch
+    steps_per_epoch: float  # optimizer steps of one pass over the data
     chooses: bool = False  # the objective predicts a random share of the hidden patches
 
 
@@ -56,8 +57,10 @@ def train_step(
         images = batch.images.to(engine.device, non_blocking=True)
         weight = batch.weight.to(engine.device, non_blocking=True) / max(num_valid, 1)
         target = objective.target(images)
-        rows = rows_of(engine, batch, recipe, micro)
-        mask = draw(recipe.strategy, recipe.grid, rows, recipe.seed, step, target.guidance, engine.device)
+        rows = rows_of(engine, batch, micro)
+        strategy = recipe.strategy.at(step / recipe.steps_per_epoch)
+        guidance = guidance_of(strategy, recipe.grid, images, target, batch.boxes)
+        mask = draw(strategy, recipe.grid, rows, recipe.seed, step, guidance, device=engine.device)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
         undo_mean = engine.world * len(batches)  # DeepSpeed averages over ranks and micro-batches
@@ -68,18 +71,19 @@ def train_step(
     return StepResult(sums, grad_norm, skipped)
 
 
-def rows_of(engine: Engine, batch: Batch, recipe: Recipe, micro: int) -> Rows:
-    """Which rows of the global batch this rank's micro-batch number micro holds: every world-th, from its own on."""
+def rows_of(engine: Engine, batch: Batch, micro: int) -> Tensor:
+    """Which rows of the global batch this rank's micro-batch number micro holds, (B,) int64: every world-th, from its
+    own on."""
     size = len(batch.images)
     first = micro * size * engine.world + engine.rank
-    return Rows(recipe.batch_size, torch.arange(first, first + size * engine.world, engine.world))
+    return torch.arange(first, first + size * engine.world, engine.world)
 
 
-def draw_noise(rows: Rows, recipe: Recipe, step: int, device: torch.device) -> Tensor | None:
-    """(B, N) uniform noise for an objective that predicts some of the hidden patches: rows of the global draw."""
+def draw_noise(rows: Tensor, recipe: Recipe, step: int, device: torch.device) -> Tensor | None:
+    """(B, N) uniform noise of rows (B,) for an objective that predicts some of the hidden patches."""
     if not recipe.chooses:
         return None
-    return rows.noise(recipe.grid.num_patches, generator(recipe.seed, "predict", step, device=device))
+    return named_noise(rows, recipe.seed, "predict", step, device=device).uniform(recipe.grid.num_patches)
 
 
 def total(shares: Losses) -> Tensor:

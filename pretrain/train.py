@@ -73,6 +73,7 @@ class Run:
     live: LiveLine | None
     state: RunState
     total_steps: int
+    steps_per_epoch: float
 
 
 def train(config: Config, around: Around) -> None:
@@ -148,6 +149,7 @@ def _open(config: Config, around: Around) -> Run:
         live=live,
         state=replace(state, wandb_id=tracker.wandb_id),
         total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch(config, sources.train.num_samples),
     )
 
 
@@ -193,12 +195,17 @@ def steps_of(config: Config, num_samples: int) -> int:
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * config.data.crops_per_decode * num_samples / config.data.batch_size))
+    return max(1, math.ceil(config.epochs * steps_per_epoch(config, num_samples)))
+
+
+def steps_per_epoch(config: Config, num_samples: int) -> float:
+    """Optimizer steps of one pass over the data; k crops a decode count as k passes' worth."""
+    return config.data.crops_per_decode * num_samples / config.data.batch_size
 
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(config.mask, grid_of(config), config.seed, config.data.batch_size, config.objective.chooses)
+    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.objective.chooses)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step

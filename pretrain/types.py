@@ -28,6 +28,8 @@ class Batch:
     positions: Tensor  # (B,) int64, the sample's place in the endless stream
     digest: int  # sum over the samples of a keyed hash, modulo 2**64
     bad: tuple[BadSample, ...] = ()
+    # (B, G, 4) float32, left, top, right, bottom in shares of the crop, zeros where there are fewer; None: not read
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402  # the checkout is not on the path before the line above
 import torch  # noqa: E402
 
-from masking.draw import Rows, draw  # noqa: E402
+from masking.draw import draw  # noqa: E402
 from masking.rng import generator, prf  # noqa: E402
 from pretrain.config import load_config  # noqa: E402
 from pretrain.data.order import Order, sample_digest  # noqa: E402
@@ -27,7 +27,7 @@ from pretrain.model import build_model, grid_of  # noqa: E402
 
 def compute() -> dict[str, Any]:
     """Every golden number, by name."""
-    return {"prf": str(prf(1, "golden", 2)), **_order(), **_objective("tiny_cpu")}
+    return {"prf": str(prf(1, "golden", 2)), **_order(), **_objective("tiny_cpu"), **_objective("simmim_cifar")}
 
 
 def _order() -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _objective(name: str) -> dict[str, Any]:
     shape = (4, config.data.in_chans, *config.data.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, "golden"))
     target = model.objective.target(images)
-    mask = draw(config.mask, grid_of(config), Rows(8, torch.tensor([1, 3, 5, 7])), config.seed, 11, target.guidance)
+    mask = draw(config.mask, grid_of(config), torch.tensor([1, 3, 5, 7]), config.seed, 11, target.guidance)
     losses, features = model(images, mask, target)
     sum(values.sum() for values in losses.values()).backward()  # type: ignore[union-attr]
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from launch import cli
-from masking.draw import Rows, draw
+from masking.draw import draw
 from masking.mask import Grid
 from pretrain import errors
 from pretrain.config import apply_overrides, load_config
@@ -97,8 +97,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 def test_the_example_mask_is_a_band_and_the_same_on_any_number_of_processes(example: ModuleType) -> None:
     grid, strategy = Grid(8, 6), example.Band(jitter=0.0)
-    whole = draw(strategy, grid, Rows(4, torch.arange(4)), seed=3, step=7).hidden
-    halves = [draw(strategy, grid, Rows(4, torch.arange(rank, 4, 2)), seed=3, step=7).hidden for rank in range(2)]
+    whole = draw(strategy, grid, torch.arange(4), seed=3, step=7).hidden
+    halves = [draw(strategy, grid, torch.arange(rank, 4, 2), seed=3, step=7).hidden for rank in range(2)]
     assert torch.equal(whole[0::2], halves[0])
     assert torch.equal(whole[1::2], halves[1])
     assert int((~whole).sum(1).unique()) == 12

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"pretrain.backbones"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),
-    frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops"}),
+    frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops", "pretrain.guidance"}),
     frozenset({"pretrain.data", "pretrain.engine", "pretrain.tracking"}),
     frozenset({"pretrain.step"}),
     frozenset({"pretrain.evaluation", "pretrain.generate", "pretrain.export"}),
@@ -48,7 +48,7 @@ DOORS = {
     "pretrain.timm_shim":
         r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teachers\.py|launch/doctor\.py)",
 }
-MASKING_MAY_IMPORT = {"torch", "einops", "masking"}
+MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 

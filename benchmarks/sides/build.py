@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sides.plain import PlainMAE
-from masking.draw import Rows, draw
+from masking.draw import draw
 from masking.mask import Grid
 from masking.rng import generator
 from masking.strategies.uniform import Uniform
@@ -104,7 +104,7 @@ def our_side(options: argparse.Namespace, images: Tensor, state: dict[str, Tenso
     model.to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = Masters(parameters) if dtype == torch.bfloat16 else _adamw(parameters)
-    rows = Rows(len(images), torch.arange(len(images)))
+    rows = torch.arange(len(images))
     forward: Any = model["objective"]
     if options.compile:
         forward = torch.compile(forward)

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from masking.rng import prf
-from pretrain.data.augment import crop_and_flip, crop_key
+from pretrain.data.augment import boxes_in_crop, crop_and_flip, crop_key
 from pretrain.data.bad_samples import ErrorBudget
+from pretrain.data.boxes import BadBoxes, box_shares, read_boxes
 from pretrain.data.decode import BadImage, decode
 from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
 from pretrain.data.settings import DataConfig
@@ -34,6 +35,7 @@ from pretrain.types import BadSample, Batch
 __all__ = ["ErrorBudget", "Loader", "PlanSource", "build_loader", "collate", "decode_sample", "read_sample"]
 
 Sample = dict[str, Any]  # webdataset's: members by extension, and what we know of it between double underscores
+_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 def build_loader(
@@ -54,6 +56,7 @@ class PlanSource(IterableDataset[Sample]):
         self.shards, self.cfg, self.seed, self.start_step = shards, cfg, seed, start_step
         self.order = Order(shards.lengths, seed, cfg.lanes, cfg.block)
         self.rank, self.world, self.accumulation = rank, world, accumulation
+        self._extensions = IMAGE_EXTENSIONS if cfg.boxes is None else (*IMAGE_EXTENSIONS, "json")
         self.micro_size = len(rank_positions(0, cfg.batch_size, rank, world, accumulation)[0])
 
     def __iter__(self) -> Iterator[Sample]:
@@ -63,7 +66,7 @@ class PlanSource(IterableDataset[Sample]):
             _, shards, samples = self.order.locate(positions)
             for position, shard, sample in zip(positions.tolist(), shards.tolist(), samples.tolist(), strict=True):
                 known = {"__at__": (position, shard, sample), "__crops__": crops}
-                yield {**read_sample(self.shards, shard, sample), **known}
+                yield {**read_sample(self.shards, shard, sample, self._extensions), **known}
 
     def units(self) -> Iterator[tuple[np.ndarray, range]]:
         """Endless (positions (micro_size,) int64, crops to cut of them), from start_step on."""
@@ -80,19 +83,20 @@ class PlanSource(IterableDataset[Sample]):
         return sorted({self.shards.names[shard] for shard in self.order.locate(positions)[1].tolist()})
 
 
-def read_sample(shards: ShardSet, shard: int, sample: int) -> Sample:
-    """The bytes of the sample's images by extension, or `__bad__` with the reason where they are not what they were;
-    and its class as the index has it, -1 for none."""
+def read_sample(shards: ShardSet, shard: int, sample: int, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Sample:
+    """The bytes of the sample's members with these extensions, or `__bad__` with the reason where they are not what
+    they were; and its class as the index has it, -1 for none."""
     label = int(shards.labels(shard)[sample])
     try:
-        return {**shards.read(shard, sample, IMAGE_EXTENSIONS), "__label__": label}
+        return {**shards.read(shard, sample, extensions), "__label__": label}
     except BadBytes as error:
         known = {"__key__": shards.key(shard, sample), "__url__": shards.names[shard], "__label__": label}
         return {**known, "__bad__": str(error)}
 
 
 def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
-    """The sample with `image` (H, W, C) uint8 in the place of its bytes, or with the reason why not as `__bad__`."""
+    """The sample with `image` (H, W, C) uint8 in the place of its bytes, and where its json was read `boxes` (G, 4) in
+    shares of the image; or with the reason why not as `__bad__`."""
     known = {name: value for name, value in sample.items() if name.startswith("__")}
     if "__bad__" in sample:
         return known
@@ -100,15 +104,20 @@ def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
     if extension is None:
         return {**known, "__bad__": f"no image among its members; one of {', '.join(IMAGE_EXTENSIONS)} is needed"}
     try:
-        return {**known, "image": decode(sample[extension], cfg.in_chans, cfg.max_pixels, cfg.apply_exif)}
-    except BadImage as error:
+        image = decode(sample[extension], cfg.in_chans, cfg.max_pixels, cfg.apply_exif)
+        if cfg.boxes is not None and "json" in sample:
+            known["boxes"] = box_shares(read_boxes(sample["json"]), cfg.boxes, image.shape[0], image.shape[1])
+        return {**known, "image": image}
+    except (BadImage, BadBoxes) as error:
         return {**known, "__bad__": str(error)}
 
 
 def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str, Any]]:
-    """Units of micro_size samples: images (crops, B, C, H, W) uint8 in one piece of shared memory, and small arrays."""
+    """Units of micro_size samples: images (crops, B, C, H, W) uint8 in one piece of shared memory, and small arrays,
+    among them, where data.boxes is set, boxes (crops, B, G, 4) float32."""
     while group := list(islice(samples, source.micro_size)):
         crops = group[0]["__crops__"]
+        boxes = [sample["boxes"] for sample in group]
         images = default_collate([sample["crops"][index] for index in range(len(crops)) for sample in group])
         at = [sample["__at__"] for sample in group]
         status = [BAD if "__bad__" in sample else OK for sample in group]
@@ -119,6 +128,7 @@ def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str,
         yield {
             "images": images.unflatten(0, (len(crops), len(group))),
             "labels": np.array([sample["__label__"] for sample in group], np.int64),
+            "boxes": None if source.cfg.boxes is None else _filled_up(boxes, len(crops)),
             "weight": np.array([float(state == OK) for state in status], np.float32),
             "positions": np.array([position for position, _, _ in at], np.int64),
             "digests": [sum(prf(share, "crop", crop) if crop else share for share in shares) % 2**64 for crop in crops],
@@ -178,13 +188,26 @@ class Loader:
 
 
 def _cut(sample: Sample, cfg: DataConfig, seed: int) -> Sample:
-    image, crops = sample.pop("image", None), sample["__crops__"]
+    image, boxes, crops = sample.pop("image", None), sample.pop("boxes", None), sample["__crops__"]
+    sample["boxes"] = [_NO_BOXES] * len(crops)
     if image is None:
         sample["crops"] = [torch.zeros((cfg.in_chans, *cfg.image_size), dtype=torch.uint8)] * len(crops)
     else:
-        position = sample["__at__"][0]
-        sample["crops"] = [crop_and_flip(image, crop_key(seed, position, crop), cfg) for crop in crops]
+        keys = [crop_key(seed, sample["__at__"][0], crop) for crop in crops]
+        sample["crops"] = [crop_and_flip(image, key, cfg) for key in keys]
+        if boxes is not None:
+            sample["boxes"] = [boxes_in_crop(boxes, image.shape[0], image.shape[1], key, cfg) for key in keys]
     return sample
+
+
+def _filled_up(boxes: list[list[np.ndarray]], num_crops: int) -> np.ndarray:
+    """Boxes by sample and crop as one array (crops, B, G, 4) float32; G is the most that one has, and at least 1."""
+    most = max(1, *(len(of_crop) for of_sample in boxes for of_crop in of_sample))
+    filled = np.zeros((num_crops, len(boxes), most, 4), np.float32)
+    for row, of_sample in enumerate(boxes):
+        for crop, of_crop in enumerate(of_sample):
+            filled[crop, row, : len(of_crop)] = of_crop
+    return filled
 
 
 def _batch(unit: dict[str, Any], crop: int) -> Batch:
@@ -195,6 +218,7 @@ def _batch(unit: dict[str, Any], crop: int) -> Batch:
         positions=_tensor(unit["positions"]),
         digest=unit["digests"][crop],
         bad=tuple(unit["bad"]),
+        boxes=None if unit["boxes"] is None else _tensor(unit["boxes"][crop]),
     )
 
 

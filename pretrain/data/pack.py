@@ -29,7 +29,7 @@ from pretrain.data.tar_index import build_index, read_index
 from pretrain.errors import ConfigError
 
 __all__ = ["Item", "PackReport", "Source", "pack"]
-_VERSION = 1  # of what is written for the same source and settings
+_VERSION = 2  # of what is written for the same source and settings
 _PART = ".part"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pretrain.data.boxes import BadBoxes, read_boxes
 from pretrain.data.decode import BadImage, decode, image_size
 from pretrain.data.pack_sources import Item
 from pretrain.data.shards import BadBytes
@@ -41,26 +42,42 @@ def prepare(item: Item, encoding: Encoding) -> Packed:
     try:
         data = item.load()
         width, height, kind = image_size(data)
+        about = {"name": item.name, "width": width, "height": height}
+        scale = (1.0, 1.0)
         sums: list[list[int]] = []
         if kind != "NPY":  # an array is its own pixels
             pixels = decode(data)
             sums = _sums(pixels)
             if encoding.size_px is not None and min(pixels.shape[:2]) > encoding.size_px:
-                data, kind = _smaller(pixels, encoding), "JPEG"
-    except (BadImage, BadBytes) as error:
+                (data, scale), kind = _smaller(pixels, encoding), "JPEG"
+        about |= _boxes(item, scale)
+    except (BadImage, BadBoxes, BadBytes) as error:
         return Packed({}, [], str(error))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         return Packed({}, [], f"cannot be read: {error.strerror}")
     except OSError as error:
         raise DataError(f"{item.name} cannot be read ({error}); run the same command again to go on") from error
-    about = {"name": item.name, "width": width, "height": height}
     members = {_EXTENSION[kind]: data, "json": json.dumps(about, sort_keys=True).encode()}
     if item.label is not None:
         members["cls"] = str(item.label).encode()
     return Packed(members, sums)
 
 
-def _smaller(pixels: np.ndarray, encoding: Encoding) -> bytes:
+def _boxes(item: Item, scale: tuple[float, float]) -> dict[str, object]:
+    """The list "boxes" of the json an image comes with, in pixels of the image as it is packed. Scaling both pairs of
+    numbers is right for corners as for a corner with width and height, so it need not be known which they are."""
+    content = b"" if item.load_json is None else item.load_json()
+    if b'"boxes"' not in content:
+        return {}
+    boxes = read_boxes(content)
+    if scale == (1.0, 1.0):
+        return {"boxes": boxes.tolist()}
+    scaled = (boxes * (scale * 2)).tolist()
+    return {"boxes": [[float(f"{value:.6g}") for value in box] for box in scaled]}
+
+
+def _smaller(pixels: np.ndarray, encoding: Encoding) -> tuple[bytes, tuple[float, float]]:
+    """The image as a JPEG of the wanted short side, and what its width and height were multiplied by."""
     assert encoding.size_px is not None
     height, width = pixels.shape[:2]
     scale = encoding.size_px / min(height, width)
@@ -68,7 +85,7 @@ def _smaller(pixels: np.ndarray, encoding: Encoding) -> bytes:
     out = io.BytesIO()
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     image.save(out, "JPEG", quality=encoding.quality, subsampling=0 if encoding.full_chroma else 2)
-    return out.getvalue()
+    return out.getvalue(), (size[0] / width, size[1] / height)
 
 
 def _sums(pixels: np.ndarray) -> list[list[int]]:

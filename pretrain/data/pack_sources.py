@@ -28,6 +28,7 @@ class Item:
     label: int | None = None
     split: str = "train"
     version: str = ""  # changes when the content does: size and time of a file
+    load_json: Callable[[], bytes] | None = None  # the json beside it in a tar, whose "boxes" are kept
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ def _tars(pattern: str) -> Source:
         index = shards.index(shard)
         labels = index.labels.tolist()
         for sample in range(index.num_samples):
-            extension = image_extension([member.extension for member in index.members(sample)])
+            extensions = [member.extension for member in index.members(sample)]
+            extension = image_extension(extensions)
             assert extension is not None  # others are not in the index
             load = partial(_member, shards, lock, shard, sample, extension)
+            load_json = partial(_member, shards, lock, shard, sample, "json") if "json" in extensions else None
             label = labels[sample] if labels[sample] >= 0 else None
-            items.append(Item(f"{Path(name).name}/{index.key(sample)}", load, label, version=index.sha256))
+            key, version = f"{Path(name).name}/{index.key(sample)}", index.sha256
+            items.append(Item(key, load, label, version=version, load_json=load_json))
     return Source(items)
 
 

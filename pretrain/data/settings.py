@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+BoxForm = Literal["xyxy", "xywh"]  # corners; or corner, width and height
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class DataConfig:
     flip_prob: float = 0.5  # probability of a left-right flip
     crops_per_decode: int = 1  # k > 1: k consecutive steps share their images, with other crops and masks; an epoch then takes k times the steps
     apply_exif: bool = True  # turn images upright by their EXIF orientation
+    boxes: BoxForm | None = None  # how the list "boxes" in a sample's json is written, pixels of the upright image: xyxy or xywh; None: not read
     max_pixels: int = 64_000_000  # larger images are refused by their header, pixels
     workers: int = 2  # loader processes of each rank; 0 decodes in the training process
     prefetch: int = 2  # batches each worker prepares ahead

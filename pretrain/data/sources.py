@@ -6,9 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pretrain.data.fetch import Cache
+from pretrain.data.locations import is_remote
 from pretrain.data.settings import DataConfig
-from pretrain.data.shards import ShardSet, open_shards
+from pretrain.data.shards import BadBytes, ShardSet, open_shards
+from pretrain.errors import ConfigError
+
+_FIRST_SHARDS = 8  # looked at for boxes
+_LOOKED_AT = 64  # samples of each
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ def open_sources(data: DataConfig, run_dir: Path, is_main: bool, *, barrier: Cal
     ConfigError, DataError."""
     if is_main:
         sources = _open(data, run_dir)
+        if data.boxes is not None:
+            _refuse_without_boxes(sources.train, data)
         barrier()
         return sources
     barrier()
@@ -55,3 +64,29 @@ def _open(data: DataConfig, run_dir: Path) -> Sources:
     train, val = patterns(data, run_dir.parent)
     cache = cache_of(data, run_dir)
     return Sources(open_shards(train, cache=cache), None if val is None else open_shards(val, cache=cache))
+
+
+def _refuse_without_boxes(shards: ShardSet, data: DataConfig) -> None:
+    """ConfigError where data.boxes is set and the first shards' samples have none: it could not take effect."""
+    first = np.flatnonzero(shards.lengths > 0)[:_FIRST_SHARDS].tolist()
+    names = ", ".join(shards.names[shard] for shard in first)
+    do = "write one beside each image (docs/pack.md says how), or set data.boxes=none"
+    with_json = [shard for shard in first if "json" in shards.index(shard).extensions]
+    if not with_json:
+        raise ConfigError(f"data.boxes={data.boxes}, and no sample of {names} has a .json member; {do}")
+    if any(is_remote(shards.names[shard]) for shard in with_json):
+        return  # it would be fetched for this
+    if not any(_names_boxes(shards, shard) for shard in with_json):
+        raise ConfigError(f'data.boxes={data.boxes}, and no .json member looked at in {names} has "boxes"; {do}')
+
+
+def _names_boxes(shards: ShardSet, shard: int) -> bool:
+    """Whether the json of some of the shard's samples, evenly spaced, has boxes; an empty list counts."""
+    length = int(shards.lengths[shard])
+    for sample in np.linspace(0, length - 1, min(length, _LOOKED_AT)).astype(int).tolist():
+        try:
+            if b'"boxes"' in shards.read(shard, sample, ("json",)).get("json", b""):
+                return True
+        except BadBytes:
+            continue  # the run will count it
+    return False

@@ -146,7 +146,7 @@ class PixelMAE(nn.Module):
 
 def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None) -> Tensor:
     """A random share of each image's hidden patches, at least one, ascending: (B, M') int64. rng is a generator, or the
-    noise itself, (B, N) float, where it is to be rows of a global draw (`Rows.noise`); None draws from torch's own."""
+    noise itself, (B, N) float, where it is to be rows of a global draw (`Noise`); None draws from torch's own."""
     if not isinstance(rng, Tensor):
         rng = torch.rand(mask.hidden.shape, generator=rng, device=mask.hidden.device)
     count = max(1, round(mask.num_hidden * ratio))

@@ -51,7 +51,8 @@ def masks(run: RunData) -> str:
         config = read_config(run.run_dir / "config.json")
         height, width = config.data.image_size
         patch = config.backbone.patch_size
-        shown = exhibit(config.mask, Grid(height // patch, width // patch), num_masks=4, seed=config.seed)
+        grid = Grid(height // patch, width // patch)
+        shown = exhibit(type(config.mask).__name__, config.mask, grid, num_masks=4, seed=config.seed)
     except (ConfigError, ImportError, ValueError, ArithmeticError) as error:
         return f'<p class="note">The masks cannot be drawn by this version: {escape(str(error))}.</p>'
     figures = [f"<figure>{_mask_svg(hidden.tolist())}</figure>" for hidden in shown.hidden]

@@ -160,6 +160,40 @@ def test_larger_images_are_made_smaller_and_smaller_ones_left_alone(tmp_path):
     assert {layer[1:3] for layer in sampling} == {(1, 1)}
 
 
+def boxes_of(out):
+    """name -> the list "boxes" of all samples' jsons, None where there is none."""
+    shards = open_shards(str(out / "train-*.tar"), index_missing=False)
+    every = (json.loads(shards.read(0, number)["json"]) for number in range(shards.num_samples))
+    return {about["name"].rpartition("/")[2]: about.get("boxes") for about in every}
+
+
+def test_boxes_of_tars_are_kept_and_scaled_with_their_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored 40 wide and 80 high, shown 80 wide and 40 high
+    turned = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(4, (80, 40)))).save(turned, "JPEG", exif=exif)
+    jsons = {
+        "0": (jpeg(0, (40, 81)), b'{"boxes": [[10, 10, 81, 40.5]], "width": 81, "caption": "x"}'),
+        "1": (jpeg(1, (20, 30)), b'{"boxes": [[1, 2, 3, 4], [0.125, 0, 1, 1]]}'),  # small enough as it is
+        "2": (jpeg(2, (40, 80)), b'{"boxes": []}'),
+        "3": (jpeg(3, (40, 80)), b"no json, and no boxes"),
+        "4": (turned.getvalue(), b'{"boxes": [[8, 4, 80, 40]]}'),
+        "5": (jpeg(5, (40, 80)), b'{"boxes": [[1, 2, 3]]}'),
+    }
+    write(tmp_path / "s.tar", [m for k, (i, j) in jsons.items() for m in ((f"{k}.jpg", i), (f"{k}.json", j))])
+    pack(tmp_path / "s.tar", tmp_path / "same")
+    assert boxes_of(tmp_path / "same") == {
+        "0": [[10, 10, 81, 40.5]], "1": [[1, 2, 3, 4], [0.125, 0, 1, 1]], "2": [], "3": None, "4": [[8, 4, 80, 40]],
+    }  # fmt: skip
+    report = pack(tmp_path / "s.tar", tmp_path / "small", size_px=20)
+    found = boxes_of(tmp_path / "small")
+    assert found["0"] == [[pytest.approx(10 * 40 / 81, rel=1e-5), 5, 40, 20.25]]  # 81 x 40 becomes 40 x 20
+    assert found["1"] == [[1, 2, 3, 4], [0.125, 0, 1, 1]] and found["2"] == [] and found["3"] is None
+    assert found["4"] == [[4, 2, 40, 20]]  # shown 80 x 40 becomes 40 x 20
+    assert report.rejected == 1
+    assert "box 1 of its json, [1, 2, 3], is not" in (tmp_path / "small" / "rejected.csv").read_text()
+
+
 def test_mean_and_std_are_those_of_the_train_pixels(tmp_path):
     root = tmp_path / "photos"
     root.mkdir()

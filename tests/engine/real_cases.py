@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from masking.draw import Rows, draw
+from masking.draw import draw
 from pretrain.config import load_config
 from pretrain.engine import deepspeed_config
 from pretrain.engine.distributed import Place
@@ -39,9 +39,9 @@ def _step(engine: Engine, model: Any, config: Any, lr: float, step: int) -> floa
     rng = torch.Generator().manual_seed(step)
     shape = (BATCH, config.data.in_chans, *config.data.image_size)
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)[engine.rank :: engine.world]
-    rows = Rows(BATCH, torch.arange(engine.rank, BATCH, engine.world))
+    rows = torch.arange(engine.rank, BATCH, engine.world)
     target = model.objective.target(images)
-    mask = draw(config.mask, grid_of(config), rows, 0, step, target.guidance, engine.device)
+    mask = draw(config.mask, grid_of(config), rows, 0, step, target.guidance, device=engine.device)
     values, _ = engine(images, mask, target)
     loss = values["pixel"].mean()
     engine.backward(loss)

@@ -2,51 +2,57 @@
 
 import dataclasses
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
 
-from masking.draw import Rows, draw
+from masking.draw import MaskStrategy, Noise, draw, named_noise
 from masking.mask import Grid, Mask
 from masking.ratio import FixedRatio
-from masking.rng import generator
 from masking.strategies import all_strategies
 
 GRIDS = [Grid(14, 14), Grid(6, 10), Grid(12, 5)]
 BATCH = 12
-STRATEGIES = [found() for found in all_strategies()]
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
+STRATEGIES = {
+    name: strategy
+    for kind in all_strategies()
+    for name, strategy in {**kind.variants(FixedRatio(0.75)), kind.__name__: kind()}.items()
+}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.height}x{g.width}")
 
 
-def guidance(strategy, grid, rows):
+def guidance(strategy, grid, ids):
     """Importance per patch for strategies that ask, made for the global batch and taken by row, as in training."""
-    if not strategy.needs_guidance:
+    if strategy.guided_by is None:
         return None
-    return rows.take(torch.rand(BATCH, grid.num_patches, generator=generator(0, "guidance")))
+    return named_noise(torch.arange(BATCH), 0, "guidance").uniform(grid.num_patches)[ids]
 
 
-def drawn(strategy, grid, ids, seed=3, step=7):
-    rows = Rows(BATCH, torch.tensor(ids))
-    return draw(strategy, grid, rows, seed, step, guidance(strategy, grid, rows))
+def drawn(strategy, grid, ids, seed=3, step=7, **more):
+    ids = torch.tensor(ids)
+    return draw(strategy, grid, ids, seed, step, guidance(strategy.at(0), grid, ids), **more)
 
 
-def test_uniform_is_found():
-    assert "Uniform" in [found.__name__ for found in all_strategies()]
+def test_the_strategies_of_the_papers_are_found():
+    names = {kind.__name__ for kind in all_strategies()}
+    assert {"Uniform", "ColorNoise", "Block", "InverseBlock", "Coarse"} <= names
+    assert {"Guided", "Region", "Mixture", "Schedule"} <= names
 
 
-@every_strategy
 @every_grid
-def test_counts_are_exact_for_every_image(strategy, grid):
-    for hidden in (0.25, 0.5, 0.75, 0.9):
-        changed = dataclasses.replace(strategy, ratio=FixedRatio(hidden))
-        mask = drawn(changed, grid, range(BATCH))
-        num_visible = int(grid.num_patches * (1 - hidden) + 1e-6)
-        assert mask.hidden.shape == (BATCH, grid.num_patches)
-        assert ((~mask.hidden).sum(1) == num_visible).all()
-        assert (mask.ids_keep.diff(dim=1) > 0).all() and (mask.ids_mask.diff(dim=1) > 0).all()
+@pytest.mark.parametrize("hidden", [0.25, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
+def test_counts_are_exact_for_every_image(grid, hidden):
+    for kind in all_strategies():
+        for strategy in kind.variants(FixedRatio(hidden)).values():
+            mask = drawn(strategy, grid, range(BATCH))
+            num_visible = int(grid.num_patches * (1 - hidden) + 1e-6)
+            assert mask.hidden.shape == (BATCH, grid.num_patches)
+            assert ((~mask.hidden).sum(1) == num_visible).all()
+            assert (mask.ids_keep.diff(dim=1) > 0).all() and (mask.ids_mask.diff(dim=1) > 0).all()
+            raster = torch.arange(grid.num_patches).expand(BATCH, -1)
+            assert torch.equal(torch.cat([mask.ids_keep, mask.ids_mask], 1).gather(1, mask.ids_restore), raster)
+            assert torch.equal(mask.order.sort(1).values, raster)
 
 
 @every_strategy
@@ -69,9 +75,25 @@ def test_a_draw_is_named_by_seed_and_step(strategy):
     first = drawn(strategy, grid, range(BATCH))
     assert torch.equal(first.order, drawn(strategy, grid, range(BATCH)).order)
     torch.manual_seed(99)  # torch's own generator has no say
+    torch.rand(3)
     assert torch.equal(first.order, drawn(strategy, grid, range(BATCH)).order)
+    if getattr(strategy, "choice", None) == "top":
+        return  # nothing is drawn: the importance decides
     assert not torch.equal(first.hidden, drawn(strategy, grid, range(BATCH), step=8).hidden)
     assert not torch.equal(first.hidden, drawn(strategy, grid, range(BATCH), seed=4).hidden)
+
+
+@every_strategy
+def test_masks_do_not_depend_on_the_device(strategy):
+    """The gpu half of this stands in test_noise.py; here: nothing asks for another device than the rows'."""
+    with torch.device("meta"):  # what is created without naming a device lands here, and cannot be computed with
+        ids = torch.arange(BATCH, device="cpu")
+        given = None if strategy.guided_by is None else torch.ones(BATCH, 60, device="cpu")
+        assert drawn_on_cpu(strategy.at(0), ids, given).hidden.device.type == "cpu"
+
+
+def drawn_on_cpu(strategy, ids, given):
+    return draw(strategy, Grid(6, 10), ids, 1, 2, given if strategy.guided_by else None, device="cpu")
 
 
 @every_strategy
@@ -90,27 +112,40 @@ def test_images_of_a_batch_get_different_masks(strategy):
 
 @every_strategy
 @every_grid
-def test_scores_are_finite_and_one_a_patch(strategy, grid):
-    rows = Rows(BATCH, torch.tensor([1, 5, 6]))
-    scores = strategy.scores(grid, rows, generator(1, "mask", 2), guidance(strategy, grid, rows))
-    assert scores.shape == (3, grid.num_patches) and scores.is_floating_point() and scores.isfinite().all()
+def test_a_strategy_has_nothing_against_its_own_defaults_and_may_be_checked_on_any_grid(strategy, grid):
+    strategy.check(grid, strategy.ratio.num_visible(grid, torch.Generator()))
 
 
 @every_strategy
 def test_a_strategy_is_a_frozen_value(strategy):
+    name = dataclasses.fields(strategy)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
-        strategy.ratio = FixedRatio(0.5)
-    assert strategy == type(strategy)() and hash(strategy) == hash(type(strategy)())
+        setattr(strategy, name, None)
+    assert strategy == dataclasses.replace(strategy) and hash(strategy) == hash(dataclasses.replace(strategy))
 
 
-def test_missing_guidance_is_refused_in_words():
+def test_missing_guidance_and_guidance_that_nobody_takes_are_refused_in_words():
+    strategies = {kind.__name__: kind for kind in all_strategies()}
+    with pytest.raises(ValueError, match="Guided is guided by 'objective' and got no guidance"):
+        draw(strategies["Guided"](), GRIDS[0], torch.arange(2), 0, 0)
+    with pytest.raises(ValueError, match="Uniform takes no guidance"):
+        draw(strategies["Uniform"](), GRIDS[0], torch.arange(2), 0, 0, torch.ones(2, 196))
+
+
+def test_a_strategy_with_neither_scores_nor_order_says_so():
     @dataclasses.dataclass(frozen=True)
-    class Asking:
+    class Empty(MaskStrategy):
         ratio: FixedRatio = dataclasses.field(default_factory=FixedRatio)
-        needs_guidance: ClassVar[bool] = True
 
-        def scores(self, grid: Grid, rows: Rows, rng: torch.Generator, guidance: Tensor) -> Tensor:
-            return guidance
+    with pytest.raises(NotImplementedError, match="Empty has neither scores nor order"):
+        draw(Empty(), GRIDS[0], torch.arange(2), 0, 0)
 
-    with pytest.raises(ValueError, match="Asking needs guidance"):
-        draw(Asking(), GRIDS[0], Rows(2, torch.arange(2)), 0, 0)
+
+def test_the_numbers_of_a_row_are_its_own():
+    rows = torch.tensor([5, 0, 2**40, 7])
+    noise = Noise(99, rows, rows)
+    whole = noise.uniform(50, "a")
+    assert whole.dtype == torch.float32 and (whole >= 0).all() and (whole < 1).all()
+    assert torch.equal(noise.take(torch.tensor([2, 0])).uniform(50, "a"), whole[[2, 0]])
+    assert torch.equal(noise.uniform(20, "a"), whole[:, :20])
+    assert not torch.equal(noise.uniform(50, "b"), whole)

@@ -1,9 +1,9 @@
-"""masking/strategies/uniform.py, masking/ratio.py and Rows"""
+"""masking/strategies/uniform.py and masking/ratio.py"""
 
 import pytest
 import torch
 
-from masking.draw import Rows, draw
+from masking.draw import draw
 from masking.mask import Grid
 from masking.ratio import FixedRatio
 from masking.rng import generator
@@ -19,14 +19,9 @@ def test_the_visible_share_is_rounded_down_as_in_mae(patches, hidden, visible):
 
 def test_every_patch_is_hidden_equally_often_and_alone():
     images = 4000
-    mask = draw(Uniform(), Grid(8, 8), Rows(images, torch.arange(images)), 5, 0)
+    mask = draw(Uniform(), Grid(8, 8), torch.arange(images), 5, 0)
     share = mask.hidden.float().mean(0)
     assert (share - 0.75).abs().max() < 4.5 * (0.75 * 0.25 / images) ** 0.5
     together = torch.cov(mask.hidden.float().T)
     apart = together - together.diag().diag()
     assert apart.abs().max() < 0.02
-
-
-def test_noise_of_rows_is_the_global_noise():
-    whole = torch.rand(10, 4, generator=generator(1, "x"))
-    assert torch.equal(Rows(10, torch.tensor([3, 9])).noise(4, generator(1, "x")), whole[[3, 9]])
