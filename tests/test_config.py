@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from masking.strategies.guided import Guided
 from pretrain.checks import check
 from pretrain.config import Config, apply_overrides, flatten, load_config, read_config, to_json, write_config
 from pretrain.config_help import render, settings_of
 from pretrain.errors import ConfigError
+from pretrain.objectives.pixel import PixelMAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -167,6 +169,23 @@ def test_a_wrong_type_inside_a_config_file_is_refused(tiny: Config) -> None:
 
     with pytest.raises(ConfigError, match=r"data\.batch_size is '64'"):
         check_types(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size="64")))  # type: ignore[arg-type]
+
+
+def test_what_is_no_objective_is_refused(tiny: Config) -> None:
+    from pretrain.config import check_types
+
+    with pytest.raises(ConfigError, match=r"objective is Uniform.* it must be ObjectiveConfig"):
+        check_types(dataclasses.replace(tiny, objective=tiny.mask))  # type: ignore[arg-type]
+
+
+def test_a_mask_guided_by_the_objective_needs_one_that_guides(tiny: Config) -> None:
+    class Guiding(PixelMAEConfig):
+        gives_guidance = True
+
+    guided = dataclasses.replace(tiny, mask=Guided(guided_by="objective"))
+    with pytest.raises(ConfigError, match="PixelMAEConfig gives no importance"):
+        check(guided)
+    check(dataclasses.replace(guided, objective=Guiding(64, 2, 4)))
 
 
 def test_json_names_no_type_outside_lacuna(tiny: Config, tmp_path: Path) -> None:
