@@ -30,12 +30,15 @@ from torch import Tensor, nn  # noqa: E402
 
 from masking.mask import Grid, Mask  # noqa: E402
 from masking.rng import generator  # noqa: E402
+from masking.strategies.uniform import Uniform  # noqa: E402
 from pretrain.backbones.vit import ViTConfig  # noqa: E402
-from pretrain.flops import block_flops, last_block_flops  # noqa: E402
+from pretrain.config import Config  # noqa: E402
+from pretrain.data.settings import DataConfig  # noqa: E402
+from pretrain.flops import train_flops_per_image  # noqa: E402
 from pretrain.objectives.pixel import PixelMAEConfig  # noqa: E402
 
 WEIGHTS = (1.0, 0.5, 0.0)
-GRID, VISIBLE, PREFIX = Grid(14, 14), 49, 1
+GRID, VISIBLE = Grid(14, 14), 49
 
 
 class Side:
@@ -45,7 +48,7 @@ class Side:
         self.weight = weight
         torch.manual_seed(0)
         self.backbone = ViTConfig("base").build(GRID, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        self.objective = PixelMAEConfig(decoder_weights=(weight,)).build(self.backbone)
+        self.objective = _objective(weight).build(self.backbone)
         self.parts: nn.ModuleList = nn.ModuleList([self.backbone, self.objective]).to(device, dtype)
         self.wall: list[float] = []
         self.cpu: list[float] = []
@@ -115,12 +118,12 @@ def _ratio(base: list[float], times: list[float]) -> dict[str, float]:
 
 
 def _flops(weight: float) -> float:
-    tokens, hidden, seen = GRID.num_patches + PREFIX, GRID.num_patches - VISIBLE, VISIBLE + PREFIX
-    keys = tokens if weight else seen
-    encoder = 12 * block_flops(seen, 768)
-    decoder = 7 * last_block_flops(tokens, keys, 512) + last_block_flops(hidden, keys, 512)
-    ends = 2 * seen * 768 * 512 + 2 * hidden * 512 * 768
-    return 3 * (encoder + decoder + ends) + 2 * (2 * VISIBLE * 768 * 768)
+    config = Config("decoder", DataConfig("embedded"), ViTConfig("base"), _objective(weight), Uniform(), steps=1)
+    return train_flops_per_image(config)
+
+
+def _objective(weight: float) -> PixelMAEConfig:
+    return PixelMAEConfig(decoder_weights=(weight,))
 
 
 def _options() -> argparse.Namespace:

@@ -8,11 +8,11 @@ from masking.attention.op import forced
 from masking.attention.reference import weighted_attention_reference
 from masking.mask import Grid, Mask
 from masking.rng import generator
+from pretrain.backbones.flops import Sizes
 from pretrain.backbones.layers import Attention, LastKeys
 from pretrain.backbones.vit import ViTConfig
 from pretrain.errors import ConfigError
-from pretrain.flops import last_block_flops
-from pretrain.objectives.pixel import PixelMAEConfig
+from pretrain.objectives.pixel import PixelMAEConfig, predicted_ids
 
 GRID, VISIBLE, PREFIX, HIDDEN = Grid(5, 5), 7, 1, 18
 DEPTH, WIDTH, HEADS = 3, 32, 4
@@ -166,24 +166,28 @@ def test_each_block_has_its_own_weight():
     assert torch.equal(decode((0.5, 0.5, 0.5)), outputs[2])
 
 
-def decoder_flops(weights):
-    """Forward FLOPs for one image, counted operator by operator."""
-    _, objective = model(weights)
+def decoder_flops(weights, predict_ratio=1.0):
+    """Forward FLOPs of the decoder for one image, counted operator by operator, and as its config states them."""
+    _, objective = model(weights, predict_ratio=predict_ratio)
     mask = inputs(1)[1]
+    ids = predicted_ids(mask, predict_ratio, None)
     count = lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)  # noqa: E731  # torch leaves CPUs out
     formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        objective.decoder(torch.zeros(1, PREFIX + VISIBLE, 48), mask.ids_keep, mask.ids_mask)
-    return counter.get_total_flops()
+        objective.decoder(torch.zeros(1, PREFIX + VISIBLE, 48), mask.ids_keep, ids)
+    sizes = Sizes(25, VISIBLE, PREFIX, width=48, depth=2, num_values=192)
+    return counter.get_total_flops(), objective.config.forward_flops(sizes) - sizes.encoder_flops(VISIBLE)
 
 
 def test_hidden_keys_and_values_are_never_computed_at_0():
-    seen, tokens = PREFIX + VISIBLE, PREFIX + VISIBLE + HIDDEN
-    ends = 2 * seen * 48 * WIDTH + 2 * HIDDEN * WIDTH * 192  # embed and head
-    blocks = (DEPTH - 1) * last_block_flops(tokens, seen, WIDTH) + last_block_flops(HIDDEN, seen, WIDTH)
-    assert decoder_flops((0.0,)) == ends + blocks
-    saved = 4 * HIDDEN * WIDTH**2 + 4 * tokens * HIDDEN * WIDTH  # keys and values of hidden rows, and looking at them
-    assert decoder_flops((1.0,)) - decoder_flops((0.0, 1.0, 1.0)) == saved
+    for ratio in (1.0, 0.3):
+        counted, stated = decoder_flops((0.0,), ratio)
+        assert counted == stated
+        counted, stated = decoder_flops((0.5, 1.0, 0.0), ratio)
+        assert counted == stated
+    saved = 4 * HIDDEN * WIDTH**2 + 4 * (PREFIX + VISIBLE + HIDDEN) * HIDDEN * WIDTH  # projecting them, looking at them
+    (whole, stated), (part, stated_part) = decoder_flops((1.0,)), decoder_flops((0.0, 1.0, 1.0))
+    assert whole - part == stated - stated_part == saved
     assert decoder_flops((1.0,)) == decoder_flops((0.5,))
 
 
@@ -236,8 +240,8 @@ def test_torch_compile_takes_the_decoder_as_one_graph():
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ((-0.1,), r"decoder_weights=-0\.1.*from 0"),
-        ((0.5, 1.5, 0.0), r"decoder_weights=0\.5,1\.5,0\.0.*to 1"),
+        ((-0.1,), r"objective\.decoder_weights=-0\.1.*from 0"),
+        ((0.5, 1.5, 0.0), r"objective\.decoder_weights=0\.5,1\.5,0\.0.*to 1"),
         ((float("nan"),), "from 0"),
         ((0.5, 0.5), "has 2 weights and objective.decoder_depth=3"),
         ((), "has 0 weights"),
@@ -245,7 +249,7 @@ def test_torch_compile_takes_the_decoder_as_one_graph():
 )
 def test_weights_that_cannot_be_meant_are_refused_in_words(weights, words):
     with pytest.raises(ConfigError, match=words) as refusal:
-        model(weights)
+        PixelMAEConfig(decoder_depth=DEPTH, decoder_weights=weights).check()
     assert "\n" not in str(refusal.value)
 
 
