@@ -2,7 +2,7 @@
 
 Command:   lacuna train configs/mae_cifar.py data.train='shards/*.tar'
 Hardware:  one CPU core, or any GPU
-Expected:  not yet
+Expected:  10,000 images of CIFAR-10: the loss falls from 2.6 to 0.73 in the first 200 of 300 steps. Features were not measured
 """
 
 from masking.ratio import FixedRatio

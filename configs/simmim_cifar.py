@@ -3,7 +3,7 @@ them rounded up (10 of 16: 40 of 64 patches).
 
 Command:   lacuna train configs/simmim_cifar.py data.train='shards/*.tar'
 Hardware:  one CPU core, or any GPU
-Expected:  not yet
+Expected:  10,000 images of CIFAR-10: the loss falls from 1.5 to 0.67 in the first 100 of 300 steps. Features were not measured
 """
 
 from masking.ratio import FixedRatio

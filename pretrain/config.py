@@ -231,8 +231,8 @@ def _conforms(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if getattr(hint, "_is_protocol", False):  # whoever fits it is a component: a frozen dataclass
-        fits = isinstance(value, hint) if getattr(hint, "_is_runtime_protocol", False) else True
-        return fits and dataclasses.is_dataclass(value) and not isinstance(value, type)
+        wanted = [name for name in vars(hint) if not name.startswith("_")]
+        return dataclasses.is_dataclass(value) and all(hasattr(type(value), name) for name in wanted)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 

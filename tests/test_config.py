@@ -172,6 +172,13 @@ def test_a_wrong_type_inside_a_config_file_is_refused(tiny: Config) -> None:
         check_types(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size="64")))  # type: ignore[arg-type]
 
 
+def test_a_wrong_type_inside_an_objective_is_refused(tiny: Config) -> None:
+    from pretrain.config import check_types
+
+    with pytest.raises(ConfigError, match=r"objective\.predict_ratio is '0\.5'"):
+        check_types(dataclasses.replace(tiny, objective=PixelMAEConfig(predict_ratio="0.5")))  # type: ignore[arg-type]
+
+
 def test_what_is_no_objective_is_refused(tiny: Config) -> None:
     from pretrain.config import check_types
 

@@ -56,6 +56,12 @@ class ColorNoise(MaskStrategy):
         if self.file is not None:
             self._check_file(grid)
             return
+        least = max(grid.height, grid.width)
+        for name, value, low, high in (
+            ("passes", self.passes, 1, 100), ("num_planes", self.num_planes, 1, _MANY), ("side", self.side, least, _MANY),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise ValueError(f"mask.{name}={value}; it must be from {low} to {high}")
         wanted = len(SIGMAS[self.color])
         sigmas = self._sigmas()
         rising = all(low < high for low, high in pairwise(sigmas))
@@ -65,12 +71,6 @@ class ColorNoise(MaskStrategy):
                 f"mask.sigmas={','.join(map(str, sigmas))} for mask.color={self.color}; it takes {words} above 0 and at "
                 f"most an eighth of mask.side={self.side}"
             )
-        least = max(grid.height, grid.width)
-        for name, value, low, high in (
-            ("passes", self.passes, 1, 100), ("num_planes", self.num_planes, 1, _MANY), ("side", self.side, least, _MANY),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise ValueError(f"mask.{name}={value}; it must be from {low} to {high}")
 
     @classmethod
     def variants(cls, ratio: Ratio) -> dict[str, MaskStrategy]:
@@ -107,8 +107,10 @@ def _windows(planes: Tensor, grid: Grid, draws: Tensor) -> Tensor:
     """A window of planes (L, M, N) for each row of draws (B, 5) in [0, 1): (B, N) float32. The draws choose the plane,
     the window's place, and whether it is mirrored up-down and left-right. One gather of B * N values."""
     num, tall, wide = planes.shape
-    spans = torch.tensor([num, tall - grid.height + 1, wide - grid.width + 1, 2, 2], device=draws.device)
-    plane, top, left, flip_rows, flip_columns = rearrange((draws * spans).long(), "b five -> five b 1")
+    spans = (num, tall - grid.height + 1, wide - grid.width + 1, 2, 2)  # numbers: a tensor of them would be waited for
+    plane, top, left, flip_rows, flip_columns = (
+        (draws[:, index : index + 1] * span).long() for index, span in enumerate(spans)
+    )
     down = torch.arange(grid.height, device=draws.device)
     across = torch.arange(grid.width, device=draws.device)
     rows = top + torch.where(flip_rows == 1, grid.height - 1 - down, down)

@@ -26,8 +26,8 @@ class Mixture(MaskStrategy):
 
     @property
     def ratio(self) -> Ratio:  # type: ignore[override]
-        """That of every strategy in it."""
-        return self.strategies[0].ratio
+        """That of every strategy in it; `check` refuses to have none."""
+        return self.strategies[0].ratio if self.strategies else _UNIFORM_AND_BLOCK[0].ratio
 
     @property
     def guided_by(self) -> Guide | None:

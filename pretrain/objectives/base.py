@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ class Objective(Protocol):
         ...
 
 
-@runtime_checkable
 class ObjectiveConfig(Protocol):
     """A frozen dataclass beside its objective; its fields are its settings."""
 

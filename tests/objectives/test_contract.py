@@ -15,9 +15,11 @@ from masking.rng import generator
 from pretrain import objectives
 from pretrain.backbones.flops import Sizes
 from pretrain.backbones.vit import ViTConfig
-from pretrain.objectives.base import ObjectiveConfig
+from pretrain.checks import check
+from pretrain.config import check_types, load_config
 from pretrain.patches import patchify
 from tests.objectives.plain import MEAN, STD
+from tests.syntax import ROOT
 
 GRID, PATCH, VISIBLE, BATCH = Grid(4, 6), 8, 9, 3
 VIT = ViTConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4, registers=1)
@@ -83,8 +85,9 @@ def test_the_published_ones_are_found():
 
 @every_objective
 def test_a_config_is_a_frozen_value_that_passes_its_own_check(config):
-    assert isinstance(config, ObjectiveConfig)
-    config.check()
+    whole = dataclasses.replace(load_config(ROOT / "configs" / "tiny_cpu.py"), objective=config)
+    check_types(whole)
+    check(whole)
     assert isinstance(config.chooses, bool) and isinstance(config.gives_guidance, bool)
     assert config == type(config)() and hash(config) == hash(type(config)())
     with pytest.raises(dataclasses.FrozenInstanceError):
