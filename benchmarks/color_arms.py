@@ -1,11 +1,12 @@
 """What the colour of the mask's noise does: the same small run with each, over several seeds.
 
-    python benchmarks/color_arms.py --train 'train/*.tar' --val 'val/*.tar'     # writes benchmarks/results/color-arms.json
+    python benchmarks/color_arms.py --train 'train/*.tar' --val 'val/*.tar'    # writes benchmarks/results/color-arms.json
 
-Each arm is `lacuna train configs/colormae_cifar.py` with one other mask; its runs stay under --runs, and a run that is there is
-gone on with or read, not made again. Arms are compared with uniform masks seed by seed (same samples, crops, initial weights):
-the mean difference over seeds, with its 95 % interval from Student's t. A loss is the mean over the last tenth of the steps,
-on the hidden patches of the arm's own masks; kNN and linear probe are those of the last step, in percent."""
+Each arm is `lacuna train configs/colormae_cifar.py` with one other mask; its runs stay under --runs, and a run that is
+there is gone on with or read, not made again. Arms are compared with uniform masks seed by seed (same samples, crops,
+initial weights): the mean difference over seeds, with its 95 % interval from Student's t. A loss is the mean over the
+last tenth of the steps, on the hidden patches of the arm's own masks; kNN and linear probe are those of the last step,
+in percent."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", required=True, help="shards to pretrain on")
     parser.add_argument("--val", required=True, help="labelled shards")
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated; uniform is the one they are compared with")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated, uniform among them")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--max-images", type=int, default=4000, help="of each split, for kNN and linear probe")
@@ -50,7 +51,8 @@ def main() -> None:
     for seed in range(options.seeds):
         for arm in arms:
             runs[arm][seed] = one(options, arm, seed)
-            print(f"seed {seed}  {arm:14s}", *(f"{key} {value:.4g}" for key, value in runs[arm][seed].items()), flush=True)
+            numbers = "  ".join(f"{key} {value:.4g}" for key, value in runs[arm][seed].items())
+            print(f"seed {seed}  {arm:14s}  {numbers}", flush=True)
             write(options, runs)
 
 
@@ -59,8 +61,8 @@ def one(options: argparse.Namespace, arm: str, seed: int) -> dict[str, float]:
     name = f"{arm}-{seed}"
     run_dir = options.runs / name
     command = [
-        sys.executable, "-m", "pretrain", "train", str(ROOT / "configs" / "colormae_cifar.py"), f"name={name}", *ARMS[arm],
-        f"seed={seed}", f"steps={options.steps}", "epochs=none", f"runs_dir={options.runs}",
+        sys.executable, "-m", "pretrain", "train", str(ROOT / "configs" / "colormae_cifar.py"), f"name={name}",
+        *ARMS[arm], f"seed={seed}", f"steps={options.steps}", "epochs=none", f"runs_dir={options.runs}",
         f"data.train={options.train}", f"data.val={options.val}", "evaluation.every_steps=none", *options.set,
     ]  # fmt: skip
     found = run_dir / f"evaluate-step-{options.steps:07d}.json"

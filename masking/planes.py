@@ -117,7 +117,7 @@ def read_noise(path: str) -> np.ndarray:
 @lru_cache(maxsize=8)
 def planes_on(source: PlaneRecipe | str, device: torch.device) -> Tensor:
     """The planes of a recipe, or of a user's file, on device: (L, M, N), ranks less a constant in the smallest integers
-    that hold them. Two bytes a value for planes of up to 256 x 256: draws are bound by how much of them a cache holds."""
+    that hold them. Two bytes a value up to 256 x 256: what a cache holds of them decides about speed."""
     ranks = read_noise(source) if isinstance(source, str) else cached_planes(source, cache_folder())
     values = ranks.astype(np.int64) - ranks[0].size // 2
     return torch.from_numpy(values.astype(np.int16 if ranks[0].size <= 1 << 16 else np.int32)).to(device)

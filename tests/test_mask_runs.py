@@ -1,4 +1,4 @@
-"""Runs whose masks follow the sample's boxes, the image, or the epoch: real processes, the same on any number of them."""
+"""Runs whose masks follow the sample's boxes, the image, or the epoch: real processes, alike on any number of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from pretrain.config import load_config
 def config():
     whole, half = FixedRatio(0.75), FixedRatio(0.5)
     later = Mixture((Uniform(half), Coarse(half)), weights=(1.0, 3.0))
-    return dataclasses.replace(load_config("configs/tiny_cpu.py"), mask=Schedule((Phase(0.0, Uniform(whole)), Phase(1.0, later))))
+    mask = Schedule((Phase(0.0, Uniform(whole)), Phase(1.0, later)))
+    return dataclasses.replace(load_config("configs/tiny_cpu.py"), mask=mask)
 """
 
 
@@ -54,7 +55,9 @@ def pattern(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}/*.tar"
 
 
-def start(run_dir: Path, pattern: str, *more: str, world: int = 1, config: str = "configs/tiny_cpu.py") -> list[Outcome]:
+def start(
+    run_dir: Path, pattern: str, *more: str, world: int = 1, config: str = "configs/tiny_cpu.py"
+) -> list[Outcome]:
     settings = chaos.overrides(run_dir, pattern, steps=6, stage=1, workers=0)
     arguments = [config, *settings, "backbone.drop_path=0", "tracking.panels_every=3", *more]
     return shared().run(CASE, world, {"arguments": arguments}, timeout_s=120)
@@ -68,7 +71,9 @@ def losses(run_dir: Path) -> list[float]:
     ("name", "settings"),
     [("boxes", ["mask=Region", "data.boxes=xyxy"]), ("gradient", ["mask=Guided", "mask.guided_by=gradient"])],
 )
-def test_guided_runs_do_not_depend_on_the_number_of_processes(tmp_path: Path, pattern: str, name: str, settings) -> None:
+def test_guided_runs_do_not_depend_on_the_number_of_processes(
+    tmp_path: Path, pattern: str, name: str, settings: list[str]
+) -> None:
     plain, one, two = (tmp_path / each for each in ("plain", "one", "two"))
     for outcomes in (start(plain, pattern), start(one, pattern, *settings), start(two, pattern, *settings, world=2)):
         assert [outcome.code for outcome in outcomes] == [0] * len(outcomes), outcomes[0].output[-3000:]
@@ -77,7 +82,9 @@ def test_guided_runs_do_not_depend_on_the_number_of_processes(tmp_path: Path, pa
     assert json.loads((one / "config.json").read_text())["mask"]["type"].endswith(settings[0].partition("=")[2])
 
 
-def test_a_schedule_changes_masks_and_ratio_at_its_epoch_and_a_stopped_run_goes_on_in_it(tmp_path: Path, pattern: str) -> None:
+def test_a_schedule_changes_masks_and_ratio_at_its_epoch_and_a_stopped_run_goes_on_in_it(
+    tmp_path: Path, pattern: str
+) -> None:
     (tmp_path / "scheduled.py").write_text(SCHEDULED)
     config = str(tmp_path / "scheduled.py")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
