@@ -95,13 +95,13 @@ def test_masks_do_not_depend_on_the_device(strategy):
 @pytest.mark.gpu
 @every_strategy
 def test_a_gpu_draws_the_masks_that_a_cpu_draws(strategy):
-    if getattr(strategy, "choice", None) == "multinomial":
-        pytest.skip("its race of exponentials rounds by device: counts are exact, ties are not")
     ids, given = torch.arange(256), torch.rand(256, 196)
     given = given if strategy.at(0).guided_by else None
     cpu = draw(strategy, GRIDS[0], ids, 1, 2, given)
     gpu = draw(strategy, GRIDS[0], ids, 1, 2, None if given is None else given.cuda(), device="cuda")
-    assert torch.equal(cpu.hidden, gpu.hidden.cpu())
+    differ = (cpu.hidden != gpu.hidden.cpu()).float().mean()
+    rounds = type(strategy).__name__ in ("Block", "InverseBlock", "Guided", "Mixture", "Schedule")  # exp and log do
+    assert differ <= (0.002 if rounds else 0)
 
 
 def drawn_on_cpu(strategy, ids, given):
