@@ -71,7 +71,8 @@ def _curve(coverage: Coverage, size: Size) -> Image.Image:
     plot = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(plot)
     frequencies, powers = zip(*coverage.spectrum, strict=True)
-    xs = np.arange(int(frequencies[0] / _MOST * width), int(frequencies[-1] / _MOST * width))
+    first, last = (int(frequency / _MOST * width) for frequency in (frequencies[0], frequencies[-1]))
+    xs = np.arange(first, max(last, first + 10 * _FINE))  # the smallest grids have one frequency: a dash
     ys = np.interp(xs, np.array(frequencies) / _MOST * width, [_y(power, height) for power in powers])
     level = _y(1.0, height)
     for x, y in zip(xs.tolist(), ys.tolist(), strict=True):

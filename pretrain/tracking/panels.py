@@ -100,11 +100,12 @@ def masks_picture(
     if Path(out).suffix.lower() != ".png":
         raise ConfigError(f"--out={out}; the picture is a PNG, so give it a name that ends in .png")
     cells = Grid(*grid)
-    visible = int(cells.num_patches * (1 - ratio) + 1e-6)
-    if not 0 < ratio < 1 or not 1 <= visible < cells.num_patches:
+    if cells.num_patches < 2:
+        raise ConfigError(f"--grid={grid[0]}x{grid[1]} has nothing both to hide and to show; give 2 patches or more")
+    if not 0 < ratio < 1 or not 1 <= int(cells.num_patches * (1 - ratio) + 1e-6) < cells.num_patches:
         raise ConfigError(
-            f"--ratio={ratio} leaves {visible} of {cells.num_patches} patches visible; give a share above 0 and below "
-            f"1 that leaves 1 to {cells.num_patches - 1}"
+            f"--ratio={ratio}; give a share above 0 and below 1 that leaves 1 to {cells.num_patches - 1} of "
+            f"{cells.num_patches} patches visible"
         )
     photos = [_photo(path) for path in on]
     try:

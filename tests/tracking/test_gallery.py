@@ -101,7 +101,7 @@ def size(path):
         return picture.size
 
 
-@pytest.mark.parametrize("grid", ["14x14", "6x10", "33x5", "1x4", "160x2"])
+@pytest.mark.parametrize("grid", ["14x14", "6x10", "33x5", "1x2", "2x2", "160x2"])
 def test_the_command_shows_as_much_of_the_photograph_as_is_visible(tmp_path, grid):
     out, red = tmp_path / "masks.png", tmp_path / "red.png"
     Image.new("RGB", (301, 157), RED).save(red)
@@ -153,7 +153,9 @@ def test_a_strategy_of_ones_own_is_drawn_where_it_is_found(tmp_path, monkeypatch
     [
         (["--grid", "14"], "--grid=14; write it as"),
         (["--grid", "0x4"], "--grid=0x4"),
-        (["--ratio", "1"], "--ratio=1.0 leaves 0 of 196"),
+        (["--grid", "1x1"], "--grid=1x1"),
+        (["--ratio", "1"], "--ratio=1.0; give a share above 0 and below 1 that leaves 1 to 195 of 196"),
+        (["--ratio", "0.999"], "--ratio=0.999"),
         (["--ratio", "nan"], "--ratio=nan"),
         (["--on", "absent.jpg"], "--on=absent.jpg"),
         (["--strategy", "Spiral"], "--strategy: Spiral is no mask strategy"),
