@@ -44,11 +44,10 @@ class Mask:
             raise ValueError(f"num_visible={num_visible} of {order.shape[1]} patches; need 0 to {order.shape[1]}")
         hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, num_visible:], True)
         # Counting gives both groups their ascending places; sorting the ids again would cost as much as the first sort.
-        place_hidden = hidden.cumsum(1) + (num_visible - 1)
-        place_visible = (~hidden).cumsum(1) - 1
-        ids_restore = torch.where(hidden, place_hidden, place_visible)
-        raster = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        ids = torch.empty_like(order).scatter_(1, ids_restore, raster)
+        raster = torch.arange(order.shape[1], device=order.device)
+        num_before = hidden.cumsum(1)
+        ids_restore = torch.where(hidden, num_before + (num_visible - 1), raster - num_before)
+        ids = torch.empty_like(order).scatter_(1, ids_restore, raster.expand_as(order))
         return cls(hidden, ids[:, :num_visible], ids[:, num_visible:], ids_restore, order)
 
     @property

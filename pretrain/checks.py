@@ -3,89 +3,85 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from masking.mask import Grid
 from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.errors import ConfigError
+from pretrain.ranges import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    POSITIVE,
+    RANGE_IN_1,
+    SHARE,
+    Range,
+    check_ranges,
+    check_width,
+)
 
-_POSITIVE = ("above 0", lambda v: v > 0)
-_AT_LEAST_0 = ("0 or more", lambda v: v >= 0)
-_AT_LEAST_1 = ("1 or more", lambda v: v >= 1)
-_SHARE = ("from 0 to 1", lambda v: 0 <= v <= 1)
-_POSITIVE_SHARE = ("above 0 and at most 1", lambda v: 0 < v <= 1)
-_BELOW_1 = ("from 0 to below 1", lambda v: 0 <= v < 1)
-_RANGE_IN_1 = ("two shares, 0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)
-
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "epochs": _POSITIVE,
-    "steps": _AT_LEAST_1,
+_RANGES: dict[str, Range] = {
+    "epochs": POSITIVE,
+    "steps": AT_LEAST_1,
     "seed": ("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63),
     "data.image_size": ("two lengths in pixels, each above 0", lambda v: min(v) > 0),
-    "data.in_chans": _AT_LEAST_1,
+    "data.in_chans": AT_LEAST_1,
     "data.std": ("above 0 for every channel", lambda v: bool(v) and min(v) > 0),
-    "data.batch_size": _AT_LEAST_1,
-    "data.crop_scale": _RANGE_IN_1,
+    "data.batch_size": AT_LEAST_1,
+    "data.crop_scale": RANGE_IN_1,
     "data.crop_aspect": ("two ratios, 0 < low <= high", lambda v: 0 < v[0] <= v[1]),
-    "data.flip_prob": _SHARE,
-    "data.crops_per_decode": _AT_LEAST_1,
-    "data.max_pixels": _AT_LEAST_1,
-    "data.workers": _AT_LEAST_0,
-    "data.prefetch": _AT_LEAST_1,
-    "data.timeout_s": _POSITIVE,
-    "data.lanes": _AT_LEAST_1,
-    "data.block": _AT_LEAST_1,
-    "data.error_ratio": _SHARE,
-    "data.error_run": _AT_LEAST_1,
-    "data.cache_gb": _POSITIVE,
-    "backbone.patch_size": _AT_LEAST_1,
-    "backbone.registers": _AT_LEAST_0,
-    "backbone.drop_path": _BELOW_1,
-    "backbone.width": _AT_LEAST_1,
-    "backbone.depth": _AT_LEAST_1,
-    "backbone.heads": _AT_LEAST_1,
-    "objective.decoder_width": _AT_LEAST_1,
-    "objective.decoder_depth": _AT_LEAST_1,
-    "objective.decoder_heads": _AT_LEAST_1,
-    "objective.predict_ratio": _POSITIVE_SHARE,
-    "optim.base_lr": _POSITIVE,
+    "data.flip_prob": SHARE,
+    "data.crops_per_decode": AT_LEAST_1,
+    "data.max_pixels": AT_LEAST_1,
+    "data.workers": AT_LEAST_0,
+    "data.prefetch": AT_LEAST_1,
+    "data.timeout_s": POSITIVE,
+    "data.lanes": AT_LEAST_1,
+    "data.block": AT_LEAST_1,
+    "data.error_ratio": SHARE,
+    "data.error_run": AT_LEAST_1,
+    "data.cache_gb": POSITIVE,
+    "backbone.patch_size": AT_LEAST_1,
+    "backbone.registers": AT_LEAST_0,
+    "backbone.drop_path": BELOW_1,
+    "backbone.width": AT_LEAST_1,
+    "backbone.depth": AT_LEAST_1,
+    "backbone.heads": AT_LEAST_1,
+    "optim.base_lr": POSITIVE,
     "optim.betas": ("two numbers, each from 0 to below 1", lambda v: all(0 <= b < 1 for b in v)),
-    "optim.eps": _POSITIVE,
-    "optim.weight_decay": _AT_LEAST_0,
-    "optim.warmup": _SHARE,
-    "optim.final_lr_ratio": _SHARE,
-    "optim.clip_norm": _POSITIVE,
-    "engine.accumulation": _AT_LEAST_1,
+    "optim.eps": POSITIVE,
+    "optim.weight_decay": AT_LEAST_0,
+    "optim.warmup": SHARE,
+    "optim.final_lr_ratio": SHARE,
+    "optim.clip_norm": POSITIVE,
+    "engine.accumulation": AT_LEAST_1,
     "engine.ema_decay": ("above 0 and below 1", lambda v: 0 < v < 1),
-    "engine.max_skipped": _AT_LEAST_1,
-    "engine.collective_timeout_s": _POSITIVE,
-    "checkpoint.every_steps": _AT_LEAST_1,
+    "engine.max_skipped": AT_LEAST_1,
+    "engine.collective_timeout_s": POSITIVE,
+    "checkpoint.every_steps": AT_LEAST_1,
     "checkpoint.keep": ("2 or more, so that a damaged newest one has a predecessor", lambda v: v >= 2),
-    "checkpoint.milestone_every": _AT_LEAST_1,
-    "tracking.log_every": _AT_LEAST_1,
-    "tracking.panels_every": _AT_LEAST_1,
-    "tracking.panel_images": _AT_LEAST_1,
-    "evaluation.every_steps": _AT_LEAST_1,
+    "checkpoint.milestone_every": AT_LEAST_1,
+    "tracking.log_every": AT_LEAST_1,
+    "tracking.panels_every": AT_LEAST_1,
+    "tracking.panel_images": AT_LEAST_1,
+    "evaluation.every_steps": AT_LEAST_1,
     "evaluation.methods": ("at least one method", lambda v: len(v) > 0),
-    "evaluation.k": _AT_LEAST_1,
-    "evaluation.temperature": _POSITIVE,
-    "evaluation.max_images": _AT_LEAST_1,
+    "evaluation.k": AT_LEAST_1,
+    "evaluation.temperature": POSITIVE,
+    "evaluation.max_images": AT_LEAST_1,
 }
 
 
 def check(config: Config, world_size: int = 1) -> None:
     """Raises ConfigError for the first setting, or combination, that cannot be meant on world_size processes."""
-    values = flatten(config)
-    for key, (words, holds) in _RANGES.items():
-        if key in values and values[key] is not None and not holds(values[key]):
-            raise ConfigError(f"{key}={_text(values[key])}; it must be {words}")
+    check_ranges(flatten(config), _RANGES)
     _check_name_and_length(config)
     _check_batch(config, world_size)
     _check_channels(config)
     _check_grid(config)
-    _check_widths(config)
+    width, _, heads = config.backbone.dimensions()
+    check_width("backbone.", width, heads)
+    config.objective.check()
     _check_evaluation(config)
 
 
@@ -141,7 +137,7 @@ def _check_mask(config: Config, grid: Grid) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     name = type(mask).__name__
-    if mask.guided_by == "objective":
+    if mask.guided_by == "objective" and not config.objective.gives_guidance:
         raise ConfigError(
             f"mask={name} is guided by the objective, and {type(config.objective).__name__} gives no importance of "
             "patches; set mask.guided_by=gradient"
@@ -155,19 +151,6 @@ def _check_mask(config: Config, grid: Grid) -> None:
         raise ConfigError(
             f"data.boxes={config.data.boxes} has no effect: mask={name} is not guided by boxes; set data.boxes=none"
         )
-
-
-def _check_widths(config: Config) -> None:
-    width, heads = config.backbone.dimensions()[0], config.backbone.dimensions()[2]
-    for part, wide, many in (
-        ("backbone", width, heads),
-        ("objective.decoder", config.objective.decoder_width, config.objective.decoder_heads),
-    ):
-        dot = "_" if "." in part else "."
-        if wide % many:
-            raise ConfigError(f"{part}{dot}heads={many} does not divide {part}{dot}width={wide}")
-        if wide % 4:
-            raise ConfigError(f"{part}{dot}width={wide}; sin-cos positions need a multiple of 4")
 
 
 def _check_evaluation(config: Config) -> None:
@@ -187,7 +170,3 @@ def _nearest(value: int, step: int) -> str:
     """The multiples of step around value, in words."""
     low = value // step * step
     return f"{low} or {low + step}" if low else f"{step}"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

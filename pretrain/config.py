@@ -26,7 +26,7 @@ from pretrain.data.settings import DataConfig
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationConfig
-from pretrain.objectives.pixel import PixelMAEConfig
+from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.settings import TrackingConfig
 
 
@@ -37,7 +37,7 @@ class Config:
     name: str  # name of the run: its directory below runs_dir, its name in W&B
     data: DataConfig  # where the images are and how they are cut
     backbone: ViTConfig  # the encoder that is pretrained
-    objective: PixelMAEConfig  # what is predicted, and by which decoder
+    objective: ObjectiveConfig  # what is predicted, and by which decoder or head
     mask: MaskStrategy  # which patches are hidden
     epochs: float | None = None  # length of the run in passes over the data; give this or steps
     steps: int | None = None  # length of the run in optimizer steps; give this or epochs
@@ -231,7 +231,8 @@ def _conforms(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if getattr(hint, "_is_protocol", False):  # whoever fits it is a component: a frozen dataclass
-        return dataclasses.is_dataclass(value) and not isinstance(value, type)
+        wanted = [name for name in vars(hint) if not name.startswith("_")]
+        return dataclasses.is_dataclass(value) and all(hasattr(type(value), name) for name in wanted)
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 

@@ -9,14 +9,14 @@ from masking.mask import Grid, Mask
 from masking.rng import prf
 from pretrain.backbones.vit import ViT
 from pretrain.config import Config
-from pretrain.objectives.pixel import PixelMAE
+from pretrain.objectives.base import Objective
 from pretrain.types import Features, Losses, Target
 
 
 class PretrainModel(nn.Module):
     """backbone and objective under the names their parameters have in every checkpoint."""
 
-    def __init__(self, backbone: ViT, objective: PixelMAE) -> None:
+    def __init__(self, backbone: ViT, objective: Objective) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective

@@ -205,9 +205,7 @@ def steps_per_epoch(config: Config, num_samples: int) -> float:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(
-        config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.objective.predict_ratio < 1
-    )
+    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.objective.chooses)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step

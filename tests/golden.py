@@ -27,7 +27,7 @@ from pretrain.model import build_model, grid_of  # noqa: E402
 
 def compute() -> dict[str, Any]:
     """Every golden number, by name."""
-    return {"prf": str(prf(1, "golden", 2)), **_order(), **_objective("tiny_cpu")}
+    return {"prf": str(prf(1, "golden", 2)), **_order(), **_objective("tiny_cpu"), **_objective("simmim_cifar")}
 
 
 def _order() -> dict[str, Any]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from masking.strategies.guided import Guided
 from pretrain.checks import check
 from pretrain.config import Config, apply_overrides, flatten, load_config, read_config, to_json, write_config
 from pretrain.config_help import render, settings_of
 from pretrain.errors import ConfigError
+from pretrain.objectives.pixel import PixelMAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -56,6 +58,7 @@ BAD_VALUES = {
     "objective.decoder_heads": ["0", "5"],
     "objective.norm_pixels": ["2", "per-patch"],
     "objective.predict_ratio": ["0", "-0.5", "1.5"],
+    "objective.decoder_weights": ["-0.1", "1.5", "0,2", "1,0.5,0", "x", "nan"],
     "mask.ratio.hidden": ["0", "1", "0.999", "1.5", "-0.75", "x"],
     "optim.base_lr": ["0", "-1e-3", "fast"],
     "optim.betas": ["0.9", "0.9,1.0", "-0.1,0.9", "a,b"],
@@ -167,6 +170,30 @@ def test_a_wrong_type_inside_a_config_file_is_refused(tiny: Config) -> None:
 
     with pytest.raises(ConfigError, match=r"data\.batch_size is '64'"):
         check_types(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size="64")))  # type: ignore[arg-type]
+
+
+def test_a_wrong_type_inside_an_objective_is_refused(tiny: Config) -> None:
+    from pretrain.config import check_types
+
+    with pytest.raises(ConfigError, match=r"objective\.predict_ratio is '0\.5'"):
+        check_types(dataclasses.replace(tiny, objective=PixelMAEConfig(predict_ratio="0.5")))  # type: ignore[arg-type]
+
+
+def test_what_is_no_objective_is_refused(tiny: Config) -> None:
+    from pretrain.config import check_types
+
+    with pytest.raises(ConfigError, match=r"objective is Uniform.* it must be ObjectiveConfig"):
+        check_types(dataclasses.replace(tiny, objective=tiny.mask))  # type: ignore[arg-type]
+
+
+def test_a_mask_guided_by_the_objective_needs_one_that_guides(tiny: Config) -> None:
+    class Guiding(PixelMAEConfig):
+        gives_guidance = True
+
+    guided = dataclasses.replace(tiny, mask=Guided(guided_by="objective"))
+    with pytest.raises(ConfigError, match="PixelMAEConfig gives no importance"):
+        check(guided)
+    check(dataclasses.replace(guided, objective=Guiding(64, 2, 4)))
 
 
 def test_json_names_no_type_outside_lacuna(tiny: Config, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         "pretrain.errors", "pretrain.data.settings", "pretrain.engine.settings", "pretrain.tracking.settings",
         "pretrain.tracking.access", "pretrain.evaluation.settings",
     }),
-    frozenset({"pretrain.types", "pretrain.patches", "pretrain.timm_shim"}),
+    frozenset({"pretrain.types", "pretrain.patches", "pretrain.ranges", "pretrain.timm_shim"}),
     frozenset({"pretrain.backbones"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),

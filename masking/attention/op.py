@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from masking.attention.matmul import PackedAttention
+from masking.attention.matmul import CrossAttention, PackedAttention
 
 
 class Branch(NamedTuple):
@@ -29,17 +29,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _BRANCHES[choose(q.device.type, q.dtype).name](q, k, v)
 
 
-def self_attention(qkv: Tensor, num_queries: int | None = None) -> Tensor:
+def self_attention(qkv: Tensor, num_queries: int | None = None, key_bias: Tensor | None = None) -> Tensor:
     """Attention of a projection qkv (B, L, 3, H, E) to itself: (B, L, H, E), or (B, num_queries, H, E) where only the
-    last so many rows ask."""
+    last so many rows ask. key_bias (L,), of qkv's dtype, is added to the logits of each key: the log of its weight."""
     num_queries = qkv.shape[1] if num_queries is None else num_queries
     if choose(qkv.device.type, qkv.dtype).name == "matmul":
-        return PackedAttention.apply(qkv, num_queries)  # type: ignore[no-untyped-call]
+        return PackedAttention.apply(qkv, num_queries, key_bias)  # type: ignore[no-untyped-call]
     # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
     q, k, v = (rearrange(part, "b l h e -> b h l e") for part in qkv.unbind(2))
     if num_queries < q.shape[2]:
         q = q[:, :, -num_queries:]
+    if key_bias is not None:
+        mask = rearrange(key_bias, "s -> 1 s")
+        return rearrange(scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h l e -> b l h e")
     return rearrange(attention(q, k, v), "b h l e -> b l h e")
+
+
+def cross_attention(q: Tensor, kv: Tensor) -> Tensor:
+    """Attention of queries q (B, L, H, E) to packed keys and values kv (B, S, 2, H, E), one float dtype: like q."""
+    if choose(q.device.type, q.dtype).name == "matmul":
+        return CrossAttention.apply(q, kv)  # type: ignore[no-untyped-call]
+    k, v = (rearrange(part, "b s h e -> b h s e") for part in kv.unbind(2))
+    return rearrange(attention(rearrange(q, "b l h e -> b h l e"), k, v), "b h l e -> b l h e")
 
 
 def choose(device_type: str, dtype: torch.dtype) -> Branch:

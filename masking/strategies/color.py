@@ -44,9 +44,10 @@ class ColorNoise(MaskStrategy):
     def scores(self, grid: Grid, num_visible: int, noise: Noise, guidance: Tensor | None) -> Tensor:
         """(B, N) float: ranks in the planes; negated where the smallest stay."""
         planes = planes_on(self._source(), noise.rows.device)
-        window = _windows(planes, grid, noise.uniform(5, "window"))
+        first, second = noise.uniform(10).tensor_split(2, dim=1)
+        window = _windows(planes, grid, first)
         if self.second:
-            window = window + self.second * _windows(planes, grid, noise.uniform(5, "second"))
+            window = window + self.second * _windows(planes, grid, second)
         return window if self.keep == "largest" else -window
 
     def check(self, grid: Grid, num_visible: int) -> None:
@@ -56,6 +57,12 @@ class ColorNoise(MaskStrategy):
         if self.file is not None:
             self._check_file(grid)
             return
+        least = max(grid.height, grid.width)
+        for name, value, low, high in (
+            ("passes", self.passes, 1, 100), ("num_planes", self.num_planes, 1, _MANY), ("side", self.side, least, _MANY),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise ValueError(f"mask.{name}={value}; it must be from {low} to {high}")
         wanted = len(SIGMAS[self.color])
         sigmas = self._sigmas()
         rising = all(low < high for low, high in pairwise(sigmas))
@@ -65,12 +72,6 @@ class ColorNoise(MaskStrategy):
                 f"mask.sigmas={','.join(map(str, sigmas))} for mask.color={self.color}; it takes {words} above 0 and at "
                 f"most an eighth of mask.side={self.side}"
             )
-        least = max(grid.height, grid.width)
-        for name, value, low, high in (
-            ("passes", self.passes, 1, 100), ("num_planes", self.num_planes, 1, _MANY), ("side", self.side, least, _MANY),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise ValueError(f"mask.{name}={value}; it must be from {low} to {high}")
 
     @classmethod
     def variants(cls, ratio: Ratio) -> dict[str, MaskStrategy]:
@@ -107,12 +108,15 @@ def _windows(planes: Tensor, grid: Grid, draws: Tensor) -> Tensor:
     """A window of planes (L, M, N) for each row of draws (B, 5) in [0, 1): (B, N) float32. The draws choose the plane,
     the window's place, and whether it is mirrored up-down and left-right. One gather of B * N values."""
     num, tall, wide = planes.shape
-    spans = torch.tensor([num, tall - grid.height + 1, wide - grid.width + 1, 2, 2], device=draws.device)
-    plane, top, left, flip_rows, flip_columns = rearrange((draws * spans).long(), "b five -> five b 1")
+    spans = (num, tall - grid.height + 1, wide - grid.width + 1, 2, 2)  # numbers: a tensor of them would be waited for
+    plane, top, left, flip_rows, flip_columns = (
+        (draws[:, index : index + 1] * span).long() for index, span in enumerate(spans)
+    )
     down = torch.arange(grid.height, device=draws.device)
     across = torch.arange(grid.width, device=draws.device)
     rows = top + torch.where(flip_rows == 1, grid.height - 1 - down, down)
     columns = left + torch.where(flip_columns == 1, grid.width - 1 - across, across)
     starts = (plane * tall + rows) * wide
     places = rearrange(starts, "b h -> b h 1") + rearrange(columns, "b w -> b 1 w")
-    return planes.take(rearrange(places, "b h w -> b (h w)"))
+    window = planes.reshape(-1).index_select(0, places.reshape(-1))  # four times as fast as take
+    return rearrange(window.float(), "(b n) -> b n", n=grid.num_patches)

@@ -26,8 +26,8 @@ class Mixture(MaskStrategy):
 
     @property
     def ratio(self) -> Ratio:  # type: ignore[override]
-        """That of every strategy in it."""
-        return self.strategies[0].ratio
+        """That of every strategy in it; `check` refuses to have none."""
+        return self.strategies[0].ratio if self.strategies else _UNIFORM_AND_BLOCK[0].ratio
 
     @property
     def guided_by(self) -> Guide | None:
@@ -39,15 +39,15 @@ class Mixture(MaskStrategy):
         strategy gets is known without waiting for the device."""
         bounds = np.cumsum(self.weights or [1.0] * len(self.strategies))
         drawn = np.searchsorted(bounds / bounds[-1], noise.host_uniform("mixture"), side="right")
-        order = torch.empty(len(noise.rows), grid.num_patches, dtype=torch.int64, device=noise.rows.device)
+        orders = []
         for index, part in enumerate(self.strategies):
             chosen = torch.from_numpy(np.flatnonzero(drawn == index))
-            if not len(chosen):
-                continue
-            here = chosen.to(order.device, non_blocking=True)
-            importance = guidance[here] if guidance is not None and part.guided_by is not None else None
-            order[here] = part.order(grid, num_visible, noise.take(chosen), importance)
-        return order
+            importance = None
+            if guidance is not None and part.guided_by is not None:
+                importance = guidance.index_select(0, chosen.to(guidance.device, non_blocking=True))
+            orders.append(part.order(grid, num_visible, noise.take(chosen), importance))
+        places = torch.from_numpy(drawn.argsort(kind="stable").argsort())
+        return torch.cat(orders).index_select(0, places.to(noise.rows.device, non_blocking=True))
 
     def check(self, grid: Grid, num_visible: int) -> None:
         """ValueError for parts that do not go together, and for what each of them refuses."""

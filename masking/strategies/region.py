@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from masking.draw import Guide, MaskStrategy, Noise
 from masking.mask import Grid
@@ -42,23 +41,25 @@ class Region(MaskStrategy):
         drawn = noise.uniform(grid.num_patches).argsort(dim=1, stable=True)
         # Of a random order the first so many of each group stay: a running count says which these are.
         inside = region.gather(1, drawn)
-        count_inside, count_outside = inside.cumsum(1), (~inside).cumsum(1)
-        stays = torch.where(
-            inside, count_inside <= num_inside - hidden_inside,
-            count_outside <= num_outside - (num_hidden - hidden_inside),
-        )  # fmt: skip
-        place = torch.where(stays, stays.cumsum(1) - 1, (~stays).cumsum(1) + (num_visible - 1))
-        return torch.empty_like(drawn).scatter_(1, place, drawn)
+        before = torch.arange(grid.num_patches, device=drawn.device)
+        count = inside.cumsum(1)
+        stays_inside = inside & (count <= num_inside - hidden_inside)
+        stays = stays_inside | ~inside & (before + 1 - count <= num_outside - (num_hidden - hidden_inside))
+        kept = stays.cumsum(1)
+        return torch.empty_like(drawn).scatter_(1, torch.where(stays, kept - 1, num_visible + before - kept), drawn)
 
     def region(self, grid: Grid, guidance: Tensor) -> Tensor:
         """(B, N) bool from guidance (B, N): patches a box touches, or whose importance is above the image's mean."""
         floor = 0 if self.guided_by == "boxes" else guidance.mean(1, keepdim=True)
-        region = guidance > floor
-        if not self.grow:
-            return region
-        plane = rearrange(region.float(), "b (h w) -> b 1 h w", h=grid.height)
-        grown = max_pool2d(plane, 2 * self.grow + 1, stride=1, padding=self.grow)
-        return rearrange(grown > 0, "b 1 h w -> b (h w)")
+        region = rearrange(guidance > floor, "b (h w) -> b h w", h=grid.height)
+        for _ in range(self.grow):
+            taller = region.clone()
+            taller[:, 1:] |= region[:, :-1]
+            taller[:, :-1] |= region[:, 1:]
+            region = taller.clone()
+            region[:, :, 1:] |= taller[:, :, :-1]
+            region[:, :, :-1] |= taller[:, :, 1:]
+        return rearrange(region, "b h w -> b (h w)")
 
     def check(self, grid: Grid, num_visible: int) -> None:
         """ValueError for shares and sizes that cannot be."""

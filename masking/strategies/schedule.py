@@ -34,8 +34,8 @@ class Schedule(MaskStrategy):
 
     @property
     def ratio(self) -> Ratio:  # type: ignore[override]
-        """That of the first phase."""
-        return self.phases[0].strategy.ratio
+        """That of the first phase; `check` refuses to have none."""
+        return self.phases[0].strategy.ratio if self.phases else _THREE_QUARTERS
 
     @property
     def guided_by(self) -> Guide | None:

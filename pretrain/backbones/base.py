@@ -18,6 +18,9 @@ class Backbone(Protocol):
     num_prefix: int  # class token and registers, in front of the patches
     patch_size: int
     grid: Grid
+    in_chans: int  # C
+    mean: tuple[float, ...]  # per channel, of values in 0..1: what `embed` normalises by
+    std: tuple[float, ...]
     checkpointing: bool  # recompute blocks in backward
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:

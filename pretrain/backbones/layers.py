@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from masking.attention.op import self_attention
+from masking.attention.op import cross_attention, self_attention
 from masking.mask import Grid
 
 NORM_EPS = 1e-6
+
+
+class LastKeys(NamedTuple):
+    """How much the last keys of a sequence count beside the others, whoever asks."""
+
+    num: int
+    weight: float  # factor of their e^logit inside the softmax, 0 to 1; at 0 they are never computed
+
+
+class Projection(nn.Linear):
+    """Queries, keys and values of tokens, one below the other in a single weight (3 * D, D)."""
+
+    def forward(self, x: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        """x (B, L, D) to parts first to last - 1 of (queries, keys, values), (B, L, (last - first) * D). The weight is
+        cut in here, where ZeRO-3 has gathered it."""
+        if (first, last) == (0, 3):
+            return super().forward(x)
+        rows = slice(first * self.in_features, last * self.in_features)
+        return F.linear(x, self.weight[rows], self.bias[rows])
 
 
 class Attention(nn.Module):
@@ -19,13 +42,23 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Projection(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None) -> Tensor:
         """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask."""
-        qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
-        return self.proj(rearrange(self_attention(qkv, num_queries), "b l h e -> b l (h e)"))
+        if last_keys is not None and last_keys.weight == 0:
+            out = self._attend_to_first(x, num_queries, x.shape[1] - last_keys.num)
+        else:
+            qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
+            out = self_attention(qkv, num_queries, _key_bias(qkv, last_keys))
+        return self.proj(rearrange(out, "b l h e -> b l (h e)"))
+
+    def _attend_to_first(self, x: Tensor, num_queries: int | None, num_keys: int) -> Tensor:
+        rows = x if num_queries is None else x[:, -num_queries:]
+        q = rearrange(self.qkv(rows, 0, 1), "b l (h e) -> b l h e", h=self.num_heads)
+        kv = self.qkv(x[:, :num_keys], 1, 3)
+        return cross_attention(q, rearrange(kv, "b s (two h e) -> b s two h e", two=2, h=self.num_heads))
 
 
 class Mlp(nn.Module):
@@ -84,18 +117,19 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """x (B, L, D); where num_queries is given only the last so many rows come out: (B, num_queries, D)."""
+    def forward(self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None) -> Tensor:
+        """x (B, L, D); where num_queries is given only the last so many rows come out: (B, num_queries, D). last_keys
+        says how much the last rows count as keys; None: as much as the others."""
         rows = x if num_queries is None else x[:, -num_queries:]
-        x = rows + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_queries)))
+        x = rows + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_queries, last_keys)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def run_block(block: nn.Module, x: Tensor, num_queries: int | None = None, *, checkpointing: bool) -> Tensor:
-    """block(x, num_queries), keeping only its input for backward where checkpointing is on."""
+def run_block(block: nn.Module, x: Tensor, *rest: int | LastKeys | None, checkpointing: bool) -> Tensor:
+    """block(x, *rest), keeping only its input for backward where checkpointing is on."""
     if not (checkpointing and torch.is_grad_enabled()):
-        return block(x, num_queries)
-    return checkpoint(block, x, num_queries, use_reentrant=False)
+        return block(x, *rest)
+    return checkpoint(block, x, *rest, use_reentrant=False)
 
 
 def sincos_positions(grid: Grid, width: int, num_prefix: int = 0) -> Tensor:
@@ -119,3 +153,12 @@ def initialize(module: nn.Module) -> None:
         if isinstance(child, nn.Linear):
             nn.init.xavier_uniform_(child.weight)
             nn.init.zeros_(child.bias)
+
+
+def _key_bias(qkv: Tensor, last_keys: LastKeys | None) -> Tensor | None:
+    """What attention adds to the logits of qkv's keys, (L,) of its dtype; None where all keys count alike."""
+    if last_keys is None or last_keys.weight == 1:
+        return None
+    bias = qkv.new_zeros(qkv.shape[1])
+    bias[-last_keys.num :] = math.log(last_keys.weight)
+    return bias

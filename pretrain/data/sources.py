@@ -70,7 +70,7 @@ def _refuse_without_boxes(shards: ShardSet, data: DataConfig) -> None:
     """ConfigError where data.boxes is set and the first shards' samples have none: it could not take effect."""
     first = np.flatnonzero(shards.lengths > 0)[:_FIRST_SHARDS].tolist()
     names = ", ".join(shards.names[shard] for shard in first)
-    do = "write one beside each image (docs/pack.md says how), or set data.boxes=none"
+    do = "write them as docs/pack.md says, or set data.boxes=none"
     with_json = [shard for shard in first if "json" in shards.index(shard).extensions]
     if not with_json:
         raise ConfigError(f"data.boxes={data.boxes}, and no sample of {names} has a .json member; {do}")

@@ -2,23 +2,41 @@
 
 Tokens stay in the order [prefix | visible | hidden] from the encoder to the loss: transformer blocks do not care about
 order once positions are added, so nothing is ever put back in raster order. The last decoder block asks for hidden
-patches only, and norm and head see no others. The loss is that of the plain formulation (tests/objectives has it)."""
+patches only, and norm and head see no others. The loss is that of the plain formulation (tests/objectives has it).
+
+`decoder_weights` lead from MAE (1) to a decoder whose predictions do not know of each other (0), block by block if
+wanted: a hidden key counts by its weight g inside the softmax, sum_j g_j e^(s_ij) v_j / sum_j g_j e^(s_ij), whether a
+visible or a hidden patch asks. At 0 hidden patches attend to visible ones only, as in CrossMAE (Fu et al., "Rethinking
+Patch Dependence for Masked Autoencoders", section 3), hidden keys are never computed, and predict_ratio changes no
+prediction that is still made. Two things differ from CrossMAE: there visible tokens are not updated in the decoder, and
+each of its blocks reads a learned mix of the encoder's blocks; here the decoder reads the encoder's output alone, and
+visible tokens go on attending to each other, which is where the family arrives as g goes to 0."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masking.mask import Mask
-from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
-from pretrain.backbones.vit import ViT
-from pretrain.patches import PatchScale, denormalize, gather_patches, unpatchify
+from pretrain.backbones.base import Backbone
+from pretrain.backbones.flops import Sizes, last_block_flops
+from pretrain.backbones.layers import NORM_EPS, Block, LastKeys, initialize, run_block, sincos_positions
+from pretrain.errors import ConfigError
+from pretrain.objectives.pixel_target import PixelTarget
+from pretrain.ranges import AT_LEAST_1, POSITIVE_SHARE, Range, check_ranges, check_width
 from pretrain.types import Features, Losses, Target
 
-_VAR_EPS = 1e-6  # added to a patch's variance before its root
+_RANGES: dict[str, Range] = {
+    "decoder_width": AT_LEAST_1,
+    "decoder_depth": AT_LEAST_1,
+    "decoder_heads": AT_LEAST_1,
+    "predict_ratio": POSITIVE_SHARE,
+    "decoder_weights": ("weights from 0 (CrossMAE) to 1 (MAE)", lambda v: all(0 <= weight <= 1 for weight in v)),
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +48,43 @@ class PixelMAEConfig:
     decoder_heads: int = 16  # attention heads of the decoder
     norm_pixels: bool = True  # targets are each patch's pixels less their mean, over their standard deviation
     predict_ratio: float = 1.0  # share of the hidden patches that is predicted; the others are not decoded
+    decoder_weights: tuple[float, ...] = (1.0,)  # weight of hidden keys, one for all blocks or one a block; 0: unseen
 
-    def build(self, backbone: ViT) -> PixelMAE:
+    gives_guidance: ClassVar[bool] = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only some of the hidden patches are predicted."""
+        return self.predict_ratio < 1
+
+    def check(self) -> None:
+        """Raises ConfigError for a decoder that cannot be built."""
+        check_ranges(vars(self), _RANGES, "objective.")
+        check_width("objective.decoder_", self.decoder_width, self.decoder_heads)
+        if len(self.decoder_weights) not in (1, self.decoder_depth):
+            raise ConfigError(
+                f"objective.decoder_weights has {len(self.decoder_weights)} weights and objective.decoder_depth="
+                f"{self.decoder_depth}; give one for all blocks, or one a block"
+            )
+
+    def build(self, backbone: Backbone) -> PixelMAE:
         """The objective for images as backbone sees them, with fresh weights."""
         return PixelMAE(self, backbone)
+
+    def block_weights(self) -> tuple[float, ...]:
+        """decoder_weights, one a block."""
+        return self.decoder_weights * self.decoder_depth if len(self.decoder_weights) == 1 else self.decoder_weights
+
+    def forward_flops(self, sizes: Sizes) -> float:
+        """FLOPs of one image's forward: the encoder on visible patches, the decoder on visible and predicted ones, its
+        last block and the head on predicted ones. Where hidden keys have weight 0 they are not computed."""
+        narrow, seen = self.decoder_width, sizes.num_visible + sizes.num_prefix
+        predicted = max(1, round(sizes.num_hidden * self.predict_ratio))
+        queries = [seen + predicted] * (self.decoder_depth - 1) + [predicted]
+        keys = [seen + predicted if weight else seen for weight in self.block_weights()]
+        blocks = sum(last_block_flops(asking, asked, narrow) for asking, asked in zip(queries, keys, strict=True))
+        ends = 2 * seen * sizes.width * narrow + 2 * predicted * narrow * sizes.num_values
+        return sizes.encoder_flops(sizes.num_visible) + ends + blocks
 
 
 class PixelDecoder(nn.Module):
@@ -41,10 +92,11 @@ class PixelDecoder(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, config: PixelMAEConfig, backbone: ViT) -> None:
+    def __init__(self, config: PixelMAEConfig, backbone: Backbone) -> None:
         super().__init__()
         width = config.decoder_width
         self.checkpointing = False
+        self.weights = config.block_weights()
         self.num_prefix = backbone.num_prefix
         self.embed = nn.Linear(backbone.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
@@ -61,23 +113,21 @@ class PixelDecoder(nn.Module):
         table = self.pos_embed[0]
         visible = self.embed(sequence) + table[F.pad(ids_keep + 1, (self.num_prefix, 0))]
         x = torch.cat([visible, self.mask_token + table[ids_predict + 1]], dim=1)
-        num_queries = ids_predict.shape[1]
-        for block in self.blocks[:-1]:
-            x = run_block(block, x, checkpointing=self.checkpointing)
-        x = run_block(self.blocks[-1], x, num_queries, checkpointing=self.checkpointing)
+        num_hidden = ids_predict.shape[1]
+        for block, weight in zip(self.blocks, self.weights, strict=True):
+            num_queries = num_hidden if block is self.blocks[-1] else None
+            x = run_block(block, x, num_queries, LastKeys(num_hidden, weight), checkpointing=self.checkpointing)
         return self.head(self.norm(x))
 
 
 class PixelMAE(nn.Module):
     """Decoder, target and loss of MAE."""
 
-    def __init__(self, config: PixelMAEConfig, backbone: ViT) -> None:
+    def __init__(self, config: PixelMAEConfig, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
-        self.mean, self.std = backbone.mean, backbone.std
-        self.patch_size, self.grid = backbone.patch_size, backbone.grid
         self.decoder = PixelDecoder(config, backbone)
-        self.pixels = PatchScale(backbone.mean, backbone.std, backbone.patch_size)
+        self.pixels = PixelTarget(backbone, config.norm_pixels)
 
     @property
     def checkpointing(self) -> bool:
@@ -93,37 +143,28 @@ class PixelMAE(nn.Module):
         return Target()
 
     def forward(
-        self, backbone: ViT, images: Tensor, mask: Mask, target: Target, rng: torch.Generator | Tensor | None = None
+        self,
+        backbone: Backbone,
+        images: Tensor,
+        mask: Mask,
+        target: Target,
+        rng: torch.Generator | Tensor | None = None,
     ) -> tuple[Losses, Features]:
         """{"pixel": (B,) float32}, the squared error averaged over predicted patches of images (B, C, H, W) uint8, and
         the features of visible patches. rng matters where predict_ratio < 1 only; see `predicted_ids`."""
         ids = mask.ids_mask
-        if self.config.predict_ratio < 1:
+        if self.config.chooses:
             ids = predicted_ids(mask, self.config.predict_ratio, rng)
         features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
         prediction = self.decoder(features.sequence, mask.ids_keep, ids)
-        wanted = self.pixels_of(images, ids)
-        return {"pixel": (prediction - wanted).square().mean((1, 2))}, features
+        return {"pixel": (prediction - self.pixels(images, ids)).square().mean((1, 2))}, features
 
     @torch.no_grad()
-    def pixels_of(self, images: Tensor, ids: Tensor) -> Tensor:
-        """What is predicted for patches ids (B, L) of images (B, C, H, W): (B, L, P) float32."""
-        patches = self.pixels(gather_patches(images, self.patch_size, ids))
-        return normalize_patches(patches) if self.config.norm_pixels else patches
-
-    @torch.no_grad()
-    def reconstruct(self, backbone: ViT, images: Tensor, mask: Mask) -> Tensor:
-        """Visible pixels as they are and predictions for all hidden patches, (B, C, H, W) float32 in 0..1. Normalised
-        predictions get the mean and variance of the true patch back, which the model is not asked to know."""
+    def reconstruct(self, backbone: Backbone, images: Tensor, mask: Mask) -> Tensor:
+        """Visible pixels as they are and predictions for all hidden patches, (B, C, H, W) float32 in 0..1; see
+        `PixelTarget.paste`."""
         features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
-        hidden = self.decoder(features.sequence, mask.ids_keep, mask.ids_mask).float()
-        if self.config.norm_pixels:
-            truth = self.pixels(gather_patches(images, self.patch_size, mask.ids_mask))
-            var, mean = torch.var_mean(truth, dim=-1, keepdim=True)
-            hidden = hidden * (var + _VAR_EPS).sqrt() + mean
-        visible = self.pixels(gather_patches(images, self.patch_size, mask.ids_keep))
-        patches = denormalize(mask.restore(visible, hidden), self.mean, self.std)
-        return unpatchify(patches, self.patch_size, self.grid.height, self.grid.width).clamp_(0, 1)
+        return self.pixels.paste(images, mask, self.decoder(features.sequence, mask.ids_keep, mask.ids_mask))
 
 
 def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None) -> Tensor:
@@ -134,10 +175,3 @@ def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None
     count = max(1, round(mask.num_hidden * ratio))
     chosen = rng.gather(1, mask.ids_mask).argsort(dim=1, stable=True)[:, :count].sort(1).values
     return mask.ids_mask.gather(1, chosen)
-
-
-def normalize_patches(patches: Tensor) -> Tensor:
-    """Each patch (B, L, P) float32 less its mean, over the root of its unbiased variance plus 1e-6: same shape."""
-    num = patches.shape[-1]
-    ratio = (num - 1) / num  # layer_norm divides by the biased variance: the ratio turns one into the other
-    return F.layer_norm(patches, (num,), eps=_VAR_EPS * ratio).mul_(ratio**0.5)

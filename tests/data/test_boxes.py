@@ -262,6 +262,6 @@ def test_a_run_whose_shards_have_no_boxes_is_refused_before_it_starts(tmp_path: 
 
     with pytest.raises(ConfigError, match=r"boxes=xyxy, and no sample of .*part-0\.tar, .*part-1\.tar has a \.json"):
         opened("images")
-    with pytest.raises(ConfigError, match=r'no \.json member looked at in .*part-1\.tar has "boxes"; write one'):
+    with pytest.raises(ConfigError, match=r'no \.json member looked at in .*part-1\.tar has "boxes"; write them as'):
         opened("jsons")
     assert opened("some") == opened("images", None) == opened("jsons", None) == 8

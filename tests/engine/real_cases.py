@@ -1,4 +1,4 @@
-"""The real masked autoencoder of configs/tiny_cpu.py in the engine, run in forked ranks."""
+"""The real models of small configs in the engine, run in forked ranks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ deepspeed_config.PERSIST_BELOW = 100  # so that stage 3 does cut the tiny model'
 BATCH = 8
 
 
-def losses(place: Place, run_dir: str, combos: list[list[Any]]) -> list[list[float]]:
-    """This rank's loss in each of two steps, for each (stage, precision, activation checkpointing)."""
+def losses(
+    place: Place, run_dir: str, name: str, lr: float, combos: list[list[Any]], overrides: list[str]
+) -> list[list[float]]:
+    """This rank's loss of configs/NAME.py with overrides in each of two steps at rate lr, for each (stage, precision,
+    activation checkpointing)."""
     init_distributed(place, 60)
-    config = load_config("configs/tiny_cpu.py", [])
+    config = load_config(f"configs/{name}.py", overrides)
     out = []
     for stage, precision, checkpointing in combos:
         model = build_model(config)
         settings = EngineConfig(zero_stage=stage, precision=precision, activation_checkpointing=checkpointing)
         optim, folder = OptimConfig(clip_norm=1.0), Path(run_dir)
         engine = Engine(model, optim, settings, batch_size=BATCH, run_dir=folder, environment=place)
-        out.append([_step(engine, model, config, step) for step in range(2)])
+        out.append([_step(engine, model, config, lr, step) for step in range(2)])
         build_model(config).load_state_dict(engine.weights())
     return out
 
 
-def _step(engine: Engine, model: Any, config: Any, step: int) -> float:
+def _step(engine: Engine, model: Any, config: Any, lr: float, step: int) -> float:
     rng = torch.Generator().manual_seed(step)
     shape = (BATCH, config.data.in_chans, *config.data.image_size)
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)[engine.rank :: engine.world]
@@ -44,5 +47,5 @@ def _step(engine: Engine, model: Any, config: Any, step: int) -> float:
     values, _ = engine(images, mask, target)
     loss = values["pixel"].mean()
     engine.backward(loss)
-    assert float(engine.step(1e-3)[1]) == 0
+    assert float(engine.step(lr)[1]) == 0
     return float(loss.detach())

@@ -5,13 +5,27 @@ import pytest
 from tests.zygote import shared
 
 
-def test_the_masked_autoencoder_trains_alike_at_every_stage(tmp_path):
-    plain = [[stage, precision, False] for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
-    kwargs = {"run_dir": str(tmp_path), "combos": [*plain, [1, "bf16", True], [3, "fp32", True]]}
+@pytest.mark.parametrize(("name", "lr", "stages"), [("tiny_cpu", 1e-3, (0, 1, 2, 3)), ("simmim_cifar", 1e-4, (1, 3))])
+def test_an_objective_trains_alike_at_every_stage(tmp_path, name, lr, stages):
+    plain = [[stage, precision, False] for precision in ("fp32", "bf16") for stage in stages]
+    kwargs = {"run_dir": str(tmp_path), "name": name, "lr": lr, "overrides": []}
+    kwargs["combos"] = [*plain, [1, "bf16", True], [3, "fp32", True]]
     for outcome in shared().run("tests/engine/real_cases.py:losses", 2, kwargs):
-        fp32, bf16, checkpointed = outcome.value[:4], outcome.value[4:8], outcome.value[8:]
+        num = len(stages)
+        fp32, bf16, checkpointed = outcome.value[:num], outcome.value[num : 2 * num], outcome.value[2 * num :]
         assert all(losses == pytest.approx(fp32[0], rel=1e-5) for losses in fp32)
         assert all(losses == pytest.approx(fp32[0], rel=3e-3) for losses in bf16)
-        assert checkpointed[0] == bf16[1]
-        assert checkpointed[1] == fp32[3]
+        assert checkpointed[0] == bf16[stages.index(1)]
+        assert checkpointed[1] == fp32[stages.index(3)]
         assert fp32[0][1] < fp32[0][0]
+
+
+def test_a_decoder_that_cuts_its_projections_trains_alike_where_they_are_cut_over_ranks(tmp_path):
+    combos = [[0, "fp32", False], [3, "fp32", False], [3, "fp32", True], [3, "bf16", False]]
+    kwargs = {"run_dir": str(tmp_path), "name": "tiny_cpu", "lr": 1e-3, "combos": combos}
+    kwargs["overrides"] = ["objective.decoder_weights=0,0.5"]
+    for outcome in shared().run("tests/engine/real_cases.py:losses", 2, kwargs):
+        whole, cut, checkpointed, bf16 = outcome.value
+        assert cut == pytest.approx(whole, rel=1e-5) and cut == checkpointed
+        assert bf16 == pytest.approx(whole, rel=3e-3)
+        assert whole[1] < whole[0]

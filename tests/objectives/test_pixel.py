@@ -7,10 +7,12 @@ from einops import rearrange
 from masking.mask import Grid, Mask
 from masking.rng import generator
 from pretrain.backbones.vit import ViTConfig
-from pretrain.objectives.pixel import PixelMAEConfig, normalize_patches
+from pretrain.objectives.pixel import PixelMAEConfig
+from pretrain.objectives.pixel_target import normalize_patches
 from pretrain.patches import patchify
+from tests.objectives import plain
+from tests.objectives.plain import MEAN, STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRID = Grid(4, 6)
 
 
@@ -33,45 +35,24 @@ def inputs(batch=3, num_visible=6):
     return images, Mask.cut(torch.rand(batch, 24, generator=rng), num_visible)
 
 
-def attend(layer, x):
-    batch, length, width = x.shape
-    parts = layer.qkv(x).reshape(batch, length, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-    weights = (parts[0] @ parts[1].transpose(-2, -1) / parts[0].shape[-1] ** 0.5).softmax(-1)
-    return layer.proj((weights @ parts[2]).transpose(1, 2).reshape(batch, length, width))
-
-
-def transform(blocks, norm, x):
-    for block in blocks:
-        x = x + attend(block.attn, block.norm1(x))
-        x = x + block.mlp(block.norm2(x))
-    return norm(x)
-
-
 def plain_loss(backbone, objective, images, scores, num_visible):
     """MAE as its paper tells it: embed every patch, shuffle, encode, unshuffle with mask tokens, decode everything in
     raster order, mean squared error of all patches times the mask."""
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    pixels = (images / 255 - mean) / std
-    projection, decoder, prefix = backbone.patch_embed.proj, objective.decoder, backbone.num_prefix
-    x = torch.nn.functional.conv2d(pixels, projection.weight, projection.bias, stride=8).flatten(2).transpose(1, 2)
-    slots = backbone.pos_embed.shape[1] - 24
-    x = x + backbone.pos_embed[:, slots:]
+    pixels, decoder, prefix = plain.normalized(images), objective.decoder, backbone.num_prefix
+    x = plain.embed(backbone, pixels) + plain.positions(backbone)
     shuffle = scores.argsort(1, descending=True)
     unshuffle = shuffle.argsort(1)
     x = torch.stack([row[ids] for row, ids in zip(x, shuffle[:, :num_visible])])
-    front = [token for token in (backbone.cls_token, backbone.reg_token) if token is not None]
-    if front:
-        front = torch.cat(front, 1) + (backbone.pos_embed[:, :slots] if slots else 0)
-        x = torch.cat([front.expand(len(x), -1, -1), x], 1)
-    x = decoder.embed(transform(backbone.blocks, backbone.norm, x))
+    x = plain.with_prefix(backbone, x)
+    x = decoder.embed(plain.transform(backbone.blocks, backbone.norm, x))
     hidden = decoder.mask_token.expand(len(x), 24 - num_visible, -1)
     patches = torch.cat([x[:, prefix:], hidden], 1)
     patches = torch.stack([row[ids] for row, ids in zip(patches, unshuffle)]) + decoder.pos_embed[:, 1:]
-    x = transform(decoder.blocks, decoder.norm, torch.cat([x[:, :prefix], patches], 1))
+    x = plain.transform(decoder.blocks, decoder.norm, torch.cat([x[:, :prefix], patches], 1))
     prediction = decoder.head(x)[:, prefix:]
-    target = rearrange(pixels, "b c (h p) (w q) -> b (h w) (c p q)", p=8, q=8)
+    target = plain.patches_of(pixels, 8)
     if objective.config.norm_pixels:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        target = plain.by_patch(target)
     mask = (unshuffle >= num_visible).float()
     return ((prediction - target).square().mean(-1) * mask).sum(1) / mask.sum(1)
 
@@ -173,7 +154,7 @@ def test_predicted_patches_come_from_rows_of_a_global_draw_where_noise_is_given(
 def test_a_reconstruction_pastes_visible_pixels_and_undoes_the_patch_statistics(norm_pixels):
     backbone, objective = model(norm_pixels=norm_pixels)
     images, mask = inputs()
-    truth = objective.pixels_of(images, mask.ids_mask)
+    truth = objective.pixels(images, mask.ids_mask)
     perfect = objective.decoder.register_forward_hook(lambda *_: truth)
     got = objective.reconstruct(backbone, images, mask)
     assert got.shape == images.shape and got.dtype == torch.float32
@@ -184,42 +165,6 @@ def test_a_reconstruction_pastes_visible_pixels_and_undoes_the_patch_statistics(
     visible, wanted = patchify(got, 8)[~mask.hidden], patchify(images / 255, 8)[~mask.hidden]
     torch.testing.assert_close(visible, wanted, rtol=0, atol=1e-6)
     assert (patchify(got, 8)[mask.hidden] - patchify(images / 255, 8)[mask.hidden]).abs().mean() > 0.05
-
-
-def test_checkpointing_changes_no_number():
-    backbone, objective = model()
-    images, mask = inputs()
-    results = []
-    for on in (False, True):
-        backbone.checkpointing = objective.checkpointing = on
-        backbone.zero_grad()
-        objective.zero_grad()
-        losses, _ = objective(backbone, images, mask, objective.target(images))
-        losses["pixel"].mean().backward()
-        results.append([p.grad.clone() for p in (*backbone.parameters(), *objective.parameters())])
-    assert objective.decoder.checkpointing
-    assert all(torch.equal(one, two) for one, two in zip(*results))
-
-
-def test_every_parameter_is_used_inside_the_module_that_owns_it():
-    """ZeRO-3 gathers a module's own parameters when its forward starts: one touched from elsewhere would be empty."""
-    backbone, objective = model()
-    images, mask = inputs()
-    empty = torch.nn.Parameter(torch.empty(0))
-
-    def gather(name, parameter):
-        return lambda module, _: module._parameters.__setitem__(name, parameter)
-
-    def release(name):
-        return lambda module, _, out: module._parameters.__setitem__(name, empty)
-
-    for module in (*backbone.modules(), *objective.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            module._parameters[name] = empty
-            module.register_forward_pre_hook(gather(name, parameter))
-            module.register_forward_hook(release(name))
-    losses, _ = objective(backbone, images, mask, None)
-    assert losses["pixel"].isfinite().all()
 
 
 def test_the_start_is_maes():

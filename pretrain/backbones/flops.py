@@ -1,0 +1,36 @@
+"""Arithmetic of transformer blocks. One multiply-add counts as 2; all figures are of one image's forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the arithmetic of an image depends on, beside the objective."""
+
+    num_patches: int  # N
+    num_visible: int  # K
+    num_prefix: int  # class token and registers
+    width: int  # D of the encoder
+    depth: int  # blocks of the encoder
+    num_values: int  # P, values in one patch
+
+    @property
+    def num_hidden(self) -> int:
+        """M."""
+        return self.num_patches - self.num_visible
+
+    def encoder_flops(self, num_patches: int) -> float:
+        """FLOPs of the encoder's blocks for so many patches and the prefix, patch projection not included."""
+        return self.depth * block_flops(num_patches + self.num_prefix, self.width)
+
+
+def block_flops(tokens: int, width: int) -> float:
+    """FLOPs of a transformer block whose MLP is four times as wide."""
+    return 24 * tokens * width**2 + 4 * tokens**2 * width
+
+
+def last_block_flops(queries: int, tokens: int, width: int) -> float:
+    """FLOPs of a block that computes its queries' rows only."""
+    return 20 * queries * width**2 + 4 * tokens * width**2 + 4 * queries * tokens * width

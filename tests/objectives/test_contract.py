@@ -1,0 +1,230 @@
+"""What every objective owes: found by being in pretrain/objectives, tested without being named."""
+
+import dataclasses
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from einops import rearrange
+from torch.utils.flop_counter import FlopCounterMode
+
+from masking.attention import op
+from masking.mask import Grid, Mask
+from masking.rng import generator
+from pretrain import objectives
+from pretrain.backbones.flops import Sizes
+from pretrain.backbones.vit import ViTConfig
+from pretrain.checks import check
+from pretrain.config import check_types, load_config
+from pretrain.patches import patchify
+from tests.objectives.plain import MEAN, STD
+from tests.syntax import ROOT
+
+GRID, PATCH, VISIBLE, BATCH = Grid(4, 6), 8, 9, 3
+VIT = ViTConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4, registers=1)
+
+
+def all_configs():
+    """Every objective's config with its defaults."""
+    found = []
+    for info in pkgutil.iter_modules(objectives.__path__):
+        module = importlib.import_module(f"{objectives.__name__}.{info.name}")
+        for value in vars(module).values():
+            if dataclasses.is_dataclass(value) and value.__module__ == module.__name__ and hasattr(value, "build"):
+                found.append(value())
+    return found
+
+
+CONFIGS = all_configs()
+every_objective = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+
+
+def build(config, seed=0):
+    """Encoder and objective; what starts at zero or one is moved away from it."""
+    torch.manual_seed(seed)
+    backbone = VIT.build(GRID, 3, MEAN, STD)
+    objective = config.build(backbone)
+    with torch.no_grad():
+        for parameter in (*backbone.parameters(), *objective.parameters()):
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return backbone, objective
+
+
+def inputs(seed=1):
+    rng = generator(seed)
+    images = torch.randint(0, 256, (BATCH, 3, 32, 48), dtype=torch.uint8, generator=rng)
+    return images, Mask.cut(torch.rand(BATCH, GRID.num_patches, generator=rng), VISIBLE)
+
+
+def with_patches(images, chosen, change):
+    """images with patches chosen (B, N) bool replaced by change of them."""
+    patches = patchify(images, PATCH)
+    patches[chosen] = change(patches[chosen])
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=GRID.height, p=PATCH, q=PATCH)
+
+
+def loss_of(backbone, objective, images, mask):
+    return sum(objective(backbone, images, mask, objective.target(images))[0].values())
+
+
+def parameters_of(backbone, objective):
+    return {f"{name}.{key}": value for name, module in (("backbone", backbone), ("objective", objective))
+            for key, value in module.named_parameters() if value.requires_grad}  # fmt: skip
+
+
+def raw(config):
+    """config with predictions in plain pixels, which a reconstruction shows as they are."""
+    return dataclasses.replace(config, norm_pixels=False) if hasattr(config, "norm_pixels") else config
+
+
+def test_the_published_ones_are_found():
+    assert {"PixelMAEConfig", "SimMIMConfig"} <= {type(config).__name__ for config in CONFIGS}
+
+
+@every_objective
+def test_a_config_is_a_frozen_value_that_passes_its_own_check(config):
+    whole = dataclasses.replace(load_config(ROOT / "configs" / "tiny_cpu.py"), objective=config)
+    check_types(whole)
+    check(whole)
+    assert isinstance(config.chooses, bool) and isinstance(config.gives_guidance, bool)
+    assert config == type(config)() and hash(config) == hash(type(config)())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, None)
+
+
+@every_objective
+def test_losses_are_one_finite_number_an_image_and_features_those_of_visible_patches(config):
+    backbone, objective = build(config)
+    images, mask = inputs()
+    target = objective.target(images)
+    assert (target.guidance is not None) == config.gives_guidance
+    losses, features = objective(backbone, images, mask, target)
+    assert losses
+    for values in losses.values():
+        assert values.shape == (BATCH,) and values.dtype == torch.float32 and values.isfinite().all()
+    assert features.tokens.shape == (BATCH, VISIBLE, 48) and features.prefix.shape == (BATCH, 2, 48)
+
+
+@every_objective
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_parameter_gets_a_gradient(config, dtype):
+    backbone, objective = (module.to(dtype) for module in build(config))
+    loss_of(backbone, objective, *inputs()).mean().backward()
+    for name, parameter in parameters_of(backbone, objective).items():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@every_objective
+def test_bf16_weights_keep_the_loss_in_fp32_and_near(config):
+    backbone, objective = build(config)
+    want = loss_of(backbone, objective, *inputs())
+    got = loss_of(backbone.bfloat16(), objective.bfloat16(), *inputs())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0)
+
+
+@every_objective
+def test_hidden_pixels_are_no_part_of_the_input_and_visible_ones_are(config):
+    backbone, objective = build(raw(config))
+    images, mask = inputs()
+    seen = []
+    for change in (images, with_patches(images, mask.hidden, lambda x: 255 - x),
+                   with_patches(images, ~mask.hidden, lambda x: 255 - x)):  # fmt: skip
+        features = objective(backbone, change, mask, objective.target(change))[1].sequence
+        paste = patchify(objective.reconstruct(backbone, change, mask), PATCH)
+        seen.append((features, paste[mask.hidden]))
+    assert torch.equal(seen[1][0], seen[0][0]) and torch.equal(seen[1][1], seen[0][1])
+    assert not torch.equal(seen[2][0], seen[0][0]) and not torch.equal(seen[2][1], seen[0][1])
+
+
+@every_objective
+def test_an_image_of_weight_zero_leaves_no_trace_in_the_gradient(config):
+    """The step weighs (B,) losses: nothing of one image may be in the loss of another."""
+    backbone, objective = build(config)
+    images, mask = inputs()
+    other = images.clone()
+    other[1] = 0  # what the loader hands over for a bad sample
+    parameters = list(parameters_of(backbone, objective).values())
+    weight = torch.tensor([0.5, 0.0, 0.5])
+    found = [
+        torch.autograd.grad((loss_of(backbone, objective, given, mask) * weight).sum(), parameters)
+        for given in (images, other)
+    ]
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(loss_of(backbone, objective, images, mask), loss_of(backbone, objective, other, mask))
+
+
+@every_objective
+def test_a_reconstruction_is_an_image_with_its_visible_pixels_as_they_are(config):
+    backbone, objective = build(config)
+    images, mask = inputs()
+    got = objective.reconstruct(backbone, images, mask)
+    assert got.shape == images.shape and got.dtype == torch.float32 and not got.requires_grad
+    assert 0 <= got.min() and got.max() <= 1
+    have, want = patchify(got, PATCH), patchify(images / 255, PATCH)
+    torch.testing.assert_close(have[~mask.hidden], want[~mask.hidden], rtol=0, atol=1e-6)
+    assert (have[mask.hidden] - want[mask.hidden]).abs().mean() > 0.05
+
+
+@every_objective
+def test_checkpointing_changes_no_number(config):
+    backbone, objective = build(config)
+    found = []
+    for on in (False, True):
+        backbone.checkpointing = objective.checkpointing = on
+        loss = loss_of(backbone, objective, *inputs()).mean()
+        found.append(torch.autograd.grad(loss, list(parameters_of(backbone, objective).values())))
+    assert objective.checkpointing is True
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+@every_objective
+def test_every_parameter_is_used_inside_the_module_that_owns_it(config):
+    """ZeRO-3 gathers a module's own parameters when its forward starts: one touched from elsewhere would be empty."""
+    backbone, objective = build(config)
+    empty = torch.nn.Parameter(torch.empty(0))
+
+    def gather(name, parameter):
+        return lambda module, _: module._parameters.__setitem__(name, parameter)
+
+    def release(name):
+        return lambda module, _, out: module._parameters.__setitem__(name, empty)
+
+    for module in (*backbone.modules(), *objective.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module._parameters[name] = empty
+            module.register_forward_pre_hook(gather(name, parameter))
+            module.register_forward_hook(release(name))
+    assert loss_of(backbone, objective, *inputs()).isfinite().all()
+
+
+def attention_flops(q, k, v, *_, **__):
+    """Both products of attention, from shapes (B, H, L, E)."""
+    return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+COUNTED = {  # attention on a CPU, which torch's counter does not know; its backward makes four products
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, q, k, v, *_, **__: 2 * attention_flops(q, k, v),
+}  # fmt: skip
+
+
+@every_objective
+def test_the_arithmetic_it_states_is_what_runs(config):
+    """Matrix products of forward, and of backward at twice that, but for the patch projection's input. What runs may be
+    a little more than the model needs: MAE's last block projects queries that nobody asks for."""
+    backbone, objective = build(config)
+    images, mask = inputs()
+    values = 3 * PATCH**2
+    sizes = Sizes(GRID.num_patches, VISIBLE, num_prefix=2, width=48, depth=2, num_values=values)
+    embed = 2 * VISIBLE * values * 48
+    with op.forced("sdpa"), FlopCounterMode(display=False, custom_mapping=COUNTED) as forward:
+        loss = loss_of(backbone, objective, images, mask)
+    assert 1 <= forward.get_total_flops() / (BATCH * (config.forward_flops(sizes) + embed)) < 1.01
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as backward:
+        loss.sum().backward()
+    assert 1 <= backward.get_total_flops() / (BATCH * (2 * config.forward_flops(sizes) + embed)) < 1.01
