@@ -1,5 +1,7 @@
 """The gallery has every variant of every strategy, and `lacuna masks` draws them on any grid or says why it cannot."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,11 @@ from masking.strategies import all_strategies
 from masking.strategies.block import Block
 from masking.strategies.guided import Guided
 from masking.strategies.region import Region
+from masking.strategies.schedule import Phase
+from pretrain.config import load_config
 from pretrain.errors import ConfigError
 from pretrain.tracking.panels import masks_picture
+from tests.syntax import ROOT
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -169,3 +174,40 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(tmp_path, monkeypatch, caps
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+PAGE = (ROOT / "docs" / "choose-a-mask.md").read_text()
+
+
+def test_the_page_has_every_variant_with_its_numbers():
+    for name, strategy in variants(0.75).items():
+        numbers = exhibit(name, strategy, Grid(14, 14), num_draws=1000).coverage
+        (row,) = re.findall(rf"^\| {re.escape(name)} \|(.*)\|$", PAGE, re.MULTILINE)
+        beside, alone, groups, nearest, farthest, bands, uneven = (cell.strip(" %") for cell in row.split("|"))
+        measured = (numbers.visible_neighbours, numbers.components, numbers.distance, numbers.farthest)
+        assert tuple(map(float, (beside, groups, nearest, farthest))) == pytest.approx(measured, rel=0.05, abs=0.05)
+        assert float(alone) == pytest.approx(100 * numbers.share_isolated, abs=2)
+        assert [float(band) for band in bands.split()] == pytest.approx([100 * band for band in numbers.bands], abs=2)
+        assert float(uneven) == pytest.approx(100 * numbers.unevenness, abs=1.5)
+
+
+def test_settings_in_the_page_are_taken_and_every_variant_is_there():
+    lines = [line for line in re.findall(r"`(mask=[^`]+)`", PAGE) if "NAME" not in line]
+    for line in lines:
+        load_config(ROOT / "configs" / "mae_vitb16.py", line.split()).mask.check(Grid(14, 14), 49)
+    shown = {settings(strategy) for name, strategy in variants(0.75).items() if not name.startswith("Mixture")}
+    assert shown == set(lines)
+    owners = {"guided_by": "Guided", "inside": "Region", "grow": "Region", "unit": "Coarse"}
+    for line in re.findall(r"`(mask\.[a-z_.]+=[^`]+)`", PAGE):
+        kind = owners.get(line.split("=")[0].removeprefix("mask."), "ColorNoise")
+        load_config(ROOT / "configs" / "mae_vitb16.py", [f"mask={kind}", line])
+
+
+def test_nested_strategies_of_the_page_are_ones_a_config_can_have():
+    names = {"FixedRatio": FixedRatio, "Phase": Phase} | {kind.__name__: kind for kind in all_strategies()}
+    examples = re.findall(r"```python\nmask=(.*?)\n```", PAGE, re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        strategy = eval(code, names)
+        strategy.check(Grid(14, 14), 49)
+        assert exhibit("", strategy, Grid(14, 14), num_draws=4).hidden.shape == (4, 14, 14)

@@ -83,7 +83,7 @@ def test_the_masks_picture_is_drawn_with_and_without_a_photograph(tmp_path):
     photo = tmp_path / "photo.png"
     Image.effect_noise((64, 48), 60).convert("RGB").save(photo)
     for on in ([], [photo], [photo, photo]):
-        path = masks_picture(tmp_path / "masks.png", (8, 6), 0.75, on=on)
+        path = masks_picture(tmp_path / "masks.png", (8, 6), 0.75, on, strategies=["Uniform", "Guided"])
         with Image.open(path) as picture:
             assert picture.width > 600
 
