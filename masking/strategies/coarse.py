@@ -16,7 +16,7 @@ _SIXTY_PERCENT = FixedRatio(0.6)
 
 @dataclass(frozen=True)
 class Coarse(MaskStrategy):
-    """Uniform noise per square unit of patches."""
+    """Hides whole squares of patches at random (SimMIM)."""
 
     ratio: Ratio = _SIXTY_PERCENT  # how many patches are hidden; one unit an image is cut where units do not divide that number
     unit: int = 2  # side of a unit, patches: 2 patches of 16 pixels are SimMIM's 32

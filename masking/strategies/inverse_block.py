@@ -21,7 +21,7 @@ _SIXTY_FIVE_PERCENT = FixedRatio(0.65)
 
 @dataclass(frozen=True)
 class InverseBlock(MaskStrategy):
-    """Keeps one rectangle, wrapped around the edges."""
+    """Keeps one rectangle, wrapped around the edges (CAPI)."""
 
     ratio: Ratio = _SIXTY_FIVE_PERCENT  # how many patches are hidden
     aspect: tuple[float, float] = (0.5, 2.0)  # height over width of the rectangle that stays
