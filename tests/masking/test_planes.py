@@ -114,6 +114,14 @@ def test_planes_take_no_more_memory_than_their_values():
     assert resident.untyped_storage().nbytes() == 64 * 256 * 256 * 2
 
 
+def test_equal_values_of_a_file_keep_the_order_of_their_places(tmp_path):
+    values = np.random.default_rng(2).integers(0, 9, (2, 40, 40)).astype(np.float16)
+    ranks = read_noise(noise_file(tmp_path / "ties.npz", values))
+    for plane, found in zip(values.reshape(2, -1), ranks.reshape(2, -1)):
+        assert all((np.diff(found[plane == value].astype(int)) > 0).all() for value in range(9))
+        assert (np.diff(plane[found.argsort()]) >= 0).all()
+
+
 def test_a_larger_file_is_ranked_exactly(tmp_path):
     values = np.random.default_rng(1).random((1, 300, 300))
     ranks = read_noise(noise_file(tmp_path / "large.npz", values))
