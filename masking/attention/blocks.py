@@ -28,7 +28,7 @@ class Block(NamedTuple):
 def pick(kernel: str, arch: str, tables: bool, head_dim: int, num_queries: int, num_keys: int) -> Block:
     """The blocks of "forward", "query", "key" or "small" on one of ARCHES, with tables of classes or without, no larger
     than the problem. Raises ValueError for a head dimension without a row."""
-    wanted = (kernel, arch, tables, power_of_2(head_dim))
+    wanted = (kernel, arch, tables, columns(head_dim))
     for row in _TABLE["kernels"]:
         if (row["kernel"], row["arch"], row["tables"], row["head_dim"]) == wanted:
             fitting = (min(row["queries"], power_of_2(num_queries)), min(row["keys"], power_of_2(num_keys)))
@@ -57,6 +57,11 @@ def head_dims() -> list[int]:
     return sorted({row["head_dim"] for row in _TABLE["kernels"]})
 
 
+def columns(head_dim: int) -> int:
+    """Columns a block gives a head: the power of two it rounds up to, 32 at least."""
+    return max(32, power_of_2(head_dim))
+
+
 def power_of_2(size: int) -> int:
     """The next power of two, 16 at least."""
     return max(16, 1 << (size - 1).bit_length())
@@ -70,6 +75,14 @@ def measured(gpu: str, member: str, head_dim: int, num_queries: int, num_keys: i
         if (row["gpu"], row["member"], row["size"]) == (gpu, member, size):
             return float(row["ratio"])
     return None
+
+
+def write(kernels: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
+    """Replaces the table: one line a row, so that a change can be read."""
+    sections = {"kernels": kernels, "measured": measured}
+    texts = {name: ",\n".join(f"    {json.dumps(row)}" for row in rows) for name, rows in sections.items()}
+    body = ",\n".join(f'  "{name}": [\n{text}\n  ]' if text else f'  "{name}": []' for name, text in texts.items())
+    PATH.write_text(f"{{\n{body}\n}}\n")
 
 
 _TABLE: dict[str, Any] = json.loads(PATH.read_text())

@@ -143,17 +143,17 @@ def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
         return "Triton is not installed"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"they are for bfloat16 and float16, not {dtype}"
-    if blocks.power_of_2(head_dim) not in blocks.head_dims():
+    if blocks.columns(head_dim) not in blocks.head_dims():
         return f"they have no blocks for heads of {head_dim}"
     return "the GPU is older than the A100" if _is_old() else None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_old() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 

@@ -119,7 +119,7 @@ def sized(name: str, arguments: dict[str, Any], arch: str) -> tuple[dict[str, An
     masked, tail = blocks.tail(walked, step)
     if arguments["LENGTHS"] or arguments["CAUSAL"]:
         masked, tail = True, 0
-    sizes = {"BLOCK_E": blocks.power_of_2(width), "BLOCK_L": block.queries, "BLOCK_S": block.keys, "MASKED": masked,
+    sizes = {"BLOCK_E": blocks.columns(width), "BLOCK_L": block.queries, "BLOCK_S": block.keys, "MASKED": masked,
              "TAIL": tail}  # fmt: skip
     everything = {**arguments, **sizes}
     return {argument: everything[argument] for argument in KERNELS[name].arg_names}, block

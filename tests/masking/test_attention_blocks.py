@@ -41,17 +41,19 @@ def test_the_kernels_of_illama_and_of_classes_compile_for_hopper_and_ampere_with
 def test_every_shipped_kernel_compiles_and_the_table_says_what_was_seen():
     most = {}
     for row in compile_ahead():
-        key = (row["kernel"], row["target"], "classes" in row["member"], blocks.power_of_2(row["head_dim"]))
+        key = (row["kernel"], row["target"], "classes" in row["member"], blocks.columns(row["head_dim"]))
         most[key] = max(most.get(key, 0), row["registers"])
-    table = json.loads(blocks.PATH.read_text())["kernels"]
-    assert {(row["kernel"], row["arch"], row["tables"], row["head_dim"]): row["compiled"]["registers"] for row in table} == most
+    for row in json.loads(blocks.PATH.read_text())["kernels"]:
+        key = (row["kernel"], row["arch"], row["tables"], row["head_dim"])
+        assert most.pop(key) == row["compiled"]["registers"], row
+    assert most == {}
 
 
 @pytest.mark.parametrize("arch", blocks.ARCHES)
 @pytest.mark.parametrize("tables", [False, True])
 def test_every_kernel_has_blocks_for_every_head_dimension(arch, tables):
     for kernel in ("forward", "query", "key", "small"):
-        for head_dim in (16, 32, 64, 80, 128):
+        for head_dim in (8, 16, 32, 64, 80, 128):
             block = blocks.pick(kernel, arch, tables, head_dim, 320, 320)
             assert {block.queries, block.keys} <= {16, 32, 64} and block.warps in (4, 8) and block.stages in (1, 2, 3)
             fitting = blocks.pick(kernel, arch, tables, head_dim, 3, 20)

@@ -1,5 +1,5 @@
-"""masking/attention/triton_*.py and fused.py in Triton's interpreter, against fp64 on the reference. bfloat16 is rounded
-towards zero there, so its bounds are wider than a GPU's."""
+"""masking/attention/triton_*.py and fused.py in Triton's interpreter, against fp64 on the reference. It rounds to
+bfloat16 towards zero, so the bounds are wider than a GPU's."""
 
 import pytest
 import torch
@@ -135,7 +135,8 @@ def test_tokens_and_their_classes_may_be_put_in_any_order():
     order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
     moved = {key: value[:, order] if key.endswith("classes") else value for key, value in fields.items()}
     want = run(attention, parts, fields, torch.float32)["out"][:, :, order]
-    assert error(run(attention, [part[:, :, order] for part in parts], moved, torch.float32)["out"], want.double()) < 1e-6
+    got = run(attention, [part[:, :, order] for part in parts], moved, torch.float32)["out"]
+    assert error(got, want.double()) < 1e-6
 
 
 @pytest.mark.parametrize("length", [9, 70])
