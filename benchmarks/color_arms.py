@@ -1,6 +1,6 @@
 """What the colour of the mask's noise does: the same small run with each, over several seeds.
 
-    python benchmarks/color_arms.py --train 'train/*.tar' --val 'val/*.tar'    # writes benchmarks/results/color-arms.json
+    python benchmarks/color_arms.py --train 'train/*.tar' --val 'val/*.tar'   # writes results/color-arms.json
 
 Each arm is `lacuna train configs/colormae_cifar.py` with one other mask; its runs stay under --runs, and a run that is
 there is gone on with or read, not made again. Arms are compared with uniform masks seed by seed (same samples, crops,

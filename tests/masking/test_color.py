@@ -1,7 +1,7 @@
 """ColorMAE's noise: its spectrum, the statistics of its masks, and what must not move them.
 
-The reference numbers were measured on a generator of the same description (5 passes, ranked, wrapped) on 14 x 14 patches
-of which 49 are visible: visible 4-neighbours of a visible patch, share of visible ones with none, mean distance of a
+The reference numbers were measured on a generator of the same description (5 passes, ranked, wrapped), 14 x 14 patches
+which 49 are visible: visible 4-neighbours of a visible patch, share of visible ones with none, mean distance of a
 hidden patch to the nearest visible one, the mean of its greatest, and the mask's power in four bands of frequency."""
 
 from __future__ import annotations
