@@ -23,6 +23,7 @@ one step-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "
 one step-large 120 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"
 one masks 60 "$python" benchmarks/masks.py --out "$out/masks-gpu.json"
 one decoder 60 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
+one attention 150 "$python" benchmarks/attention.py --out "$out/attention-gpu.json"
 one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
     runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
 cp "$out/runs/gpu/metrics.jsonl" "$out/train-gpu-metrics.jsonl" 2> /dev/null

@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_masks(verbs)
     doctor = _add(verbs, "doctor", _doctor, "say what this machine can do, and what to mend")
     doctor.add_argument("--data", help="shards to look at as well")
+    doctor.add_argument("--attention", action="store_true", help="say as well what computes attention here, and why")
     return parser
 
 
@@ -239,7 +240,7 @@ def _masks(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from launch.doctor import doctor
 
-    doctor(options.data)
+    doctor(options.data, attention=options.attention)
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from pretrain.errors import DataError, LacunaError
 _PACKAGES = ("torch", "deepspeed", "webdataset", "einops", "safetensors", "simplejpeg", "pillow", "timm", "wandb")
 
 
-def doctor(data: str | None) -> None:
-    """Prints the findings; raises DataError when data was given and cannot be read."""
+def doctor(data: str | None, *, attention: bool = False) -> None:
+    """Prints the findings, with `attention` the branch every usual attention takes; raises DataError when data was
+    given and cannot be read."""
     place = env.detect()
     _line("ok", "process", place.describe())
     _packages()
@@ -25,6 +26,8 @@ def doctor(data: str | None) -> None:
     _storage()
     _files()
     _wandb()
+    if attention:
+        _attention()
     if data is not None:
         _shards(data)
 
@@ -58,6 +61,30 @@ def _devices() -> None:
     _line("ok", "precision", f"engine.precision=auto means {resolve_precision('auto')} here")
     backends = ["gloo"] + (["nccl"] if torch.distributed.is_nccl_available() and torch.cuda.is_available() else [])
     _line("ok", "collectives", ", ".join(backends))
+
+
+def _attention() -> None:
+    import torch
+
+    from masking.attention.op import Shape, choose
+    from masking.attention.weighting import PLAIN, Weighting
+
+    one, table = torch.ones(()), torch.ones(2, 2)
+    cases = {
+        "MAE, encoder of a ViT-B": (PLAIN, Shape(64, 50, 50)),
+        "MAE, decoder": (PLAIN, Shape(32, 197, 197)),
+        "all patches of a ViT-B": (PLAIN, Shape(64, 197, 197)),
+        "iLLaMA's soft mask": (Weighting(alpha=one), Shape(64, 197, 197)),
+        "padded keys": (Weighting(key_lengths=one), Shape(64, 197, 197)),
+        "hard classes": (Weighting(before=table), Shape(64, 197, 197)),
+        "reweighted classes": (Weighting(after=table), Shape(64, 197, 197)),
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in (torch.bfloat16, torch.float32):
+        for name, (weighting, shape) in cases.items():
+            branch = choose(device, dtype, weighting, shape)
+            what = f"{str(dtype).removeprefix('torch.')} {name} ({shape.num_queries} tokens, heads of {shape.head_dim})"
+            _line("ok", "attention", f"{what}: {branch.name}, because {branch.reason}")
 
 
 def _storage() -> None:

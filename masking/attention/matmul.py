@@ -16,21 +16,20 @@ _GROUP_BYTES = 1 << 22  # attention weights worked on at a time: what stays in a
 
 
 class PackedAttention(torch.autograd.Function):
-    """qkv (B, L, 3, H, E), number of queries, key bias (L,) or None -> (B, num_queries, H, E); the last num_queries
-    rows attend to all."""
+    """qkv (B, L, 3, H, E), number of queries -> (B, num_queries, H, E); the last num_queries rows attend to all."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, num_queries: int, key_bias: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(E) + key_bias) v."""
+    def forward(ctx: Any, qkv: Tensor, num_queries: int) -> Tensor:
+        """softmax(q k^T / sqrt(E)) v."""
         parts = rearrange(qkv, "b l three h e -> three (b h) l e").contiguous()
-        out, weights = _attend(parts[0, :, -num_queries:], parts[1], parts[2], key_bias)
+        out, weights = _attend(parts[0, :, -num_queries:], parts[1], parts[2])
         ctx.save_for_backward(parts, weights)
         ctx.heads = qkv.shape[3]
         return rearrange(out, "(b h) l e -> b l h e", h=ctx.heads)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient of qkv, zero for queries that did not ask."""
         parts, weights = ctx.saved_tensors
         num_queries = weights.shape[1]
@@ -38,7 +37,7 @@ class PackedAttention(torch.autograd.Function):
         grads[0, :, : parts.shape[2] - num_queries] = 0
         asking, grads_asking = (x[0, :, -num_queries:] for x in (parts, grads))
         _attend_backward(grad, weights, (asking, *parts[1:]), (grads_asking, *grads[1:]))
-        return rearrange(grads, "three (b h) l e -> b l three h e", h=ctx.heads).contiguous(), None, None
+        return rearrange(grads, "three (b h) l e -> b l three h e", h=ctx.heads).contiguous(), None
 
 
 class CrossAttention(torch.autograd.Function):
@@ -49,7 +48,7 @@ class CrossAttention(torch.autograd.Function):
         """softmax(q k^T / sqrt(E)) v."""
         queries = rearrange(q, "b l h e -> (b h) l e").contiguous()
         parts = rearrange(kv, "b s two h e -> two (b h) s e").contiguous()
-        out, weights = _attend(queries, parts[0], parts[1], None)
+        out, weights = _attend(queries, parts[0], parts[1])
         ctx.save_for_backward(queries, parts, weights)
         ctx.heads = q.shape[2]
         return rearrange(out, "(b h) l e -> b l h e", h=ctx.heads)
@@ -65,16 +64,13 @@ class CrossAttention(torch.autograd.Function):
         return rearrange(dq, "(b h) l e -> b l h e", h=ctx.heads).contiguous(), dkv
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """q (B * H, L, E), k and v (B * H, S, E): the output like q, and the attention weights (B * H, L, S)."""
     scale = q.shape[-1] ** -0.5
     weights = torch.empty(*q.shape[:2], k.shape[1], dtype=q.dtype, device=q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for group in _groups(weights):
-        w = weights[group]
-        if key_bias is not None:
-            w.copy_(key_bias)
-        w.baddbmm_(q[group], k[group].mT, beta=int(key_bias is not None), alpha=scale)
+        w = weights[group].baddbmm_(q[group], k[group].mT, beta=0, alpha=scale)
         torch.ops.aten._softmax.out(w, -1, False, out=w)
         torch.bmm(w, v[group], out=out[group])
     return out, weights
@@ -84,7 +80,7 @@ def _attend_backward(
     grad: Tensor, weights: Tensor, parts: tuple[Tensor, Tensor, Tensor], grads: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     """Writes the gradients of parts (q, k, v) into grads. With P the weights and G = grad v^T: dv = P^T grad,
-    dS = P * (G - rowsum(P * G)), dq = dS k, dk = dS^T q; a key bias is constant and changes none of it."""
+    dS = P * (G - rowsum(P * G)), dq = dS k, dk = dS^T q."""
     (q, k, v), (dq, dk, dv), scale = parts, grads, parts[0].shape[-1] ** -0.5
     grad = rearrange(grad, "b l h e -> (b h) l e").contiguous()
     for group in _groups(weights):

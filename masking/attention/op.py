@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from masking.attention import blocks
+from masking.attention.fused import fused_attention
 from masking.attention.matmul import CrossAttention, PackedAttention
+from masking.attention.packing import split
+from masking.attention.reference import cleared
+from masking.attention.weighted import weighted_attention
+from masking.attention.weighting import PLAIN, Weighting, dense
 
 
 class Branch(NamedTuple):
@@ -21,57 +28,150 @@ class Branch(NamedTuple):
     reason: str
 
 
+class Shape(NamedTuple):
+    """What of an attention's size the choice may look at."""
+
+    head_dim: int
+    num_queries: int
+    num_keys: int
+
+
+BRANCHES = ("sdpa", "matmul", "triton")
+_HAS_TRITON = find_spec("triton") is not None
+_USUAL = Shape(64, 197, 197)
 _forced: list[str] = []
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v. q is (B, H, L, E), k and v are (B, H, S, E), one float dtype; (B, H, L, E)."""
-    return _BRANCHES[choose(q.device.type, q.dtype).name](q, k, v)
+def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v under a weighting. q is (B, H, L, E), k and v are (B, H, S, E), one float dtype;
+    (B, H, L, E)."""
+    branch = _choose(q.transpose(1, 2), k.transpose(1, 2), weighting)
+    if weighting.is_plain() and branch != "triton":
+        return _BRANCHES[branch](q, k, v)
+    parts = [rearrange(x, "b h l e -> b l h e") for x in (q, k, v)]
+    return rearrange(_weighted(branch, parts, q.shape[2], weighting), "b l h e -> b h l e")
 
 
-def self_attention(qkv: Tensor, num_queries: int | None = None, key_bias: Tensor | None = None) -> Tensor:
+def self_attention(qkv: Tensor, num_queries: int | None = None, weighting: Weighting = PLAIN) -> Tensor:
     """Attention of a projection qkv (B, L, 3, H, E) to itself: (B, L, H, E), or (B, num_queries, H, E) where only the
-    last so many rows ask. key_bias (L,), of qkv's dtype, is added to the logits of each key: the log of its weight."""
+    last so many rows ask; the weighting's offset is then theirs to set."""
     num_queries = qkv.shape[1] if num_queries is None else num_queries
-    if choose(qkv.device.type, qkv.dtype).name == "matmul":
-        return PackedAttention.apply(qkv, num_queries, key_bias)  # type: ignore[no-untyped-call]
+    queries, keys, _ = split([qkv], num_queries)
+    branch = _choose(queries, keys, weighting)
+    if not weighting.is_plain() or branch == "triton":
+        return _weighted(branch, [qkv], num_queries, weighting)
+    if branch == "matmul":
+        return PackedAttention.apply(qkv, num_queries)  # type: ignore[no-untyped-call]
     # Unbinding the axis that the projection wrote lets backward stack the three gradients without a second copy.
     q, k, v = (rearrange(part, "b l h e -> b h l e") for part in qkv.unbind(2))
     if num_queries < q.shape[2]:
         q = q[:, :, -num_queries:]
-    if key_bias is not None:
-        mask = rearrange(key_bias, "s -> 1 s")
-        return rearrange(scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h l e -> b l h e")
-    return rearrange(attention(q, k, v), "b h l e -> b l h e")
+    return rearrange(_BRANCHES[branch](q, k, v), "b h l e -> b l h e")
 
 
-def cross_attention(q: Tensor, kv: Tensor) -> Tensor:
-    """Attention of queries q (B, L, H, E) to packed keys and values kv (B, S, 2, H, E), one float dtype: like q."""
-    if choose(q.device.type, q.dtype).name == "matmul":
+def cross_attention(q: Tensor, kv: Tensor, weighting: Weighting = PLAIN) -> Tensor:
+    """Attention of queries q (B, L, H, E) to packed keys and values kv (B, S, 2, H, E), one float dtype: (B, L, H,
+    E)."""
+    branch = _choose(q, kv[:, :, 0], weighting)
+    if not weighting.is_plain() or branch == "triton":
+        return _weighted(branch, [q, kv], q.shape[1], weighting)
+    if branch == "matmul":
         return CrossAttention.apply(q, kv)  # type: ignore[no-untyped-call]
     k, v = (rearrange(part, "b s h e -> b h s e") for part in kv.unbind(2))
-    return rearrange(attention(rearrange(q, "b l h e -> b h l e"), k, v), "b h l e -> b l h e")
+    return rearrange(_BRANCHES[branch](rearrange(q, "b l h e -> b h l e"), k, v), "b h l e -> b l h e")
 
 
-def choose(device_type: str, dtype: torch.dtype) -> Branch:
-    """The branch taken for tensors of this device and dtype."""
+def choose(
+    device_type: str, dtype: torch.dtype, weighting: Weighting = PLAIN, shape: Shape = _USUAL
+) -> Branch:
+    """The branch taken for tensors of this device, dtype, weighting and shape. Raises ValueError where a forced branch
+    cannot compute it."""
     if _forced:
+        if _forced[-1] == "sdpa" and weighting.is_gated():
+            raise ValueError(
+                f"branch 'sdpa' cannot compute {weighting.describe()}: it has nothing to multiply after the softmax; "
+                "force matmul or triton"
+            )
         return Branch(_forced[-1], "asked for by `forced`")
-    if device_type == "cpu" and dtype == torch.bfloat16:
-        return Branch("matmul", "backward of torch's fused attention for CPUs is 3 to 7 times slower in bf16")
-    return Branch("sdpa", "torch's fused attention does not materialise the weights")
+    return _choose_cuda(dtype, weighting, shape) if device_type == "cuda" else _choose_cpu(dtype, weighting)
 
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Makes every attention inside take one branch, "sdpa" or "matmul": for comparisons."""
-    if name not in _BRANCHES:
-        raise ValueError(f"no attention branch {name!r}; there are {', '.join(_BRANCHES)}")
+    """Makes every attention inside take one branch, "sdpa", "matmul" or "triton": for comparisons."""
+    if name not in BRANCHES:
+        raise ValueError(f"no attention branch {name!r}; there are {', '.join(BRANCHES)}")
     _forced.append(name)
     try:
         yield
     finally:
         _forced.pop()
+
+
+def _choose(q: Tensor, k: Tensor, weighting: Weighting) -> str:
+    """The branch for q (B, L, H, E) and k (B, S, H, E), after a look at whether the weighting fits them."""
+    if weighting is not PLAIN:
+        weighting.check(q.shape[0], q.shape[1], k.shape[1])
+    return choose(q.device.type, q.dtype, weighting, Shape(q.shape[3], q.shape[1], k.shape[1])).name
+
+
+def _choose_cpu(dtype: torch.dtype, weighting: Weighting) -> Branch:
+    if weighting.is_gated():
+        return Branch("matmul", "torch's fused attention has nothing to multiply after the softmax")
+    if weighting.learns_bias():
+        return Branch("matmul", "torch's fused attention for CPUs has no gradient for a bias")
+    if dtype == torch.bfloat16:
+        return Branch("matmul", "backward of torch's fused attention for CPUs is 3 to 7 times slower in bf16")
+    return Branch("sdpa", "torch's fused attention does not materialise the weights")
+
+
+def _choose_cuda(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:
+    lacks = _triton_lacks(dtype, shape.head_dim)
+    ratio = blocks.measured(_gpu(), weighting.describe(), *shape)
+    if lacks is None and ratio is not None and ratio >= 1 and not weighting.is_gated():
+        return Branch("triton", f"measured {ratio:.2f} times as fast as torch's fused attention on this GPU")
+    alone = weighting.is_gated() or weighting.learns_bias()  # nothing fused in torch computes these
+    if lacks is None and (alone or (weighting.before is not None and ratio is None)):
+        return Branch("triton", "no fused attention of torch computes this without a matrix of L x S in memory")
+    if alone:
+        return Branch("matmul", f"no fused attention of torch computes this; Triton's kernels: {lacks}")
+    slower = "not measured on this GPU" if ratio is None else f"measured at {ratio:.2f} of its speed"
+    return Branch("sdpa", f"torch's attention is fused; Triton's kernels: {lacks or slower}")
+
+
+def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
+    """What keeps the kernels from running here, None where nothing does."""
+    if not _HAS_TRITON:
+        return "Triton is not installed"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"they are for bfloat16 and float16, not {dtype}"
+    if blocks.columns(head_dim) not in blocks.head_dims():
+        return f"they have no blocks for heads of {head_dim}"
+    return "the GPU is older than the A100" if _is_old() else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_old() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def _weighted(branch: str, parts: list[Tensor], num_queries: int, weighting: Weighting) -> Tensor:
+    """parts as in packing.py, attended to by one branch: (B, num_queries, H, E)."""
+    if branch == "triton":
+        return fused_attention(parts, num_queries, weighting)
+    if branch == "matmul":
+        return weighted_attention(parts, num_queries, weighting)
+    q, k, v = (rearrange(part, "b l h e -> b h l e") for part in split(parts, num_queries))
+    q, k, v = cleared(q, weighting.query_lengths), cleared(k, weighting.key_lengths), cleared(v, weighting.key_lengths)
+    bias, _ = dense(weighting, num_queries, k.shape[2], q)
+    assert bias is not None
+    mask = rearrange(bias, "b l s -> b 1 l s").to(q.dtype)
+    return rearrange(scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h l e -> b l h e")
 
 
 def _matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from masking.attention.op import cross_attention, self_attention
+from masking.attention.weighting import PLAIN, Weighting
 from masking.mask import Grid
 
 NORM_EPS = 1e-6
@@ -51,7 +52,7 @@ class Attention(nn.Module):
             out = self._attend_to_first(x, num_queries, x.shape[1] - last_keys.num)
         else:
             qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
-            out = self_attention(qkv, num_queries, _key_bias(qkv, last_keys))
+            out = self_attention(qkv, num_queries, _weighting(qkv, last_keys))
         return self.proj(rearrange(out, "b l h e -> b l (h e)"))
 
     def _attend_to_first(self, x: Tensor, num_queries: int | None, num_keys: int) -> Tensor:
@@ -155,10 +156,10 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
-def _key_bias(qkv: Tensor, last_keys: LastKeys | None) -> Tensor | None:
-    """What attention adds to the logits of qkv's keys, (L,) of its dtype; None where all keys count alike."""
+def _weighting(qkv: Tensor, last_keys: LastKeys | None) -> Weighting:
+    """How much each of qkv's keys counts."""
     if last_keys is None or last_keys.weight == 1:
-        return None
-    bias = qkv.new_zeros(qkv.shape[1])
+        return PLAIN
+    bias = qkv.new_zeros(qkv.shape[1], dtype=torch.promote_types(qkv.dtype, torch.float32))
     bias[-last_keys.num :] = math.log(last_keys.weight)
-    return bias
+    return Weighting(key_bias=bias)

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from masking.attention import matmul
 from masking.attention.op import attention, choose, cross_attention, forced, self_attention
 from masking.attention.reference import attention_reference, weighted_attention_reference
+from masking.attention.weighting import Weighting
 
 SHAPES = [((2, 3, 50, 64), 50), ((1, 2, 197, 32), 197), ((2, 2, 7, 16), 19), ((1, 1, 1, 8), 1)]
 
@@ -77,21 +78,22 @@ def test_a_packed_projection_attends_to_itself_as_the_reference_does(length, num
         assert error(mine, true) <= 2 * error(plain, true) + 1e-7
 
 
-def weights_of(length, num_faded, weight, dtype):
-    return torch.tensor([1.0] * (length - num_faded) + [weight] * num_faded, dtype=torch.float64).to(dtype)
+def weights_of(length, num_faded, weight):
+    return torch.tensor([1.0] * (length - num_faded) + [weight] * num_faded, dtype=torch.float64)
 
 
 def faded_reference(qkv, num_queries, num_faded, weight):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    weights = weights_of(k.shape[2], num_faded, weight, qkv.dtype)
-    return weighted_attention_reference(q[:, :, -num_queries:], k, v, weights).transpose(1, 2)
+    bias = weights_of(k.shape[2], num_faded, weight).log()
+    return weighted_attention_reference(q[:, :, -num_queries:], k, v, Weighting(key_bias=bias)).transpose(1, 2)
 
 
 def faded(qkv, num_queries, num_faded, weight):
     if weight == 0:
         return cross_attention(qkv[:, -num_queries:, 0], qkv[:, : qkv.shape[1] - num_faded, 1:])
-    bias = None if weight == 1 else weights_of(qkv.shape[1], num_faded, weight, torch.float64).log().to(qkv.dtype)
-    return self_attention(qkv, num_queries, bias)
+    if weight == 1:
+        return self_attention(qkv, num_queries)
+    return self_attention(qkv, num_queries, Weighting(key_bias=weights_of(qkv.shape[1], num_faded, weight).log()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,12 +120,14 @@ def test_last_keys_count_by_their_weight_as_in_the_reference(
 def test_the_weighted_reference_is_its_formula():
     q, k, v = (part.detach().double() for part in inputs((2, 3, 5, 8), 7, torch.float64))
     for weight in (0, 0.3, 1, 2.5):
-        weights = weights_of(7, 3, weight, torch.float64)
+        weights = weights_of(7, 3, weight)
         numbers = (q @ k.mT / 8**0.5).exp() * weights
         want = numbers @ v / numbers.sum(-1, keepdim=True)
-        torch.testing.assert_close(weighted_attention_reference(q, k, v, weights), want, rtol=1e-12, atol=1e-12)
+        got = weighted_attention_reference(q, k, v, Weighting(key_bias=weights.log()))
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     seen = attention_reference(q, k[:, :, :4], v[:, :, :4])
-    torch.testing.assert_close(weighted_attention_reference(q, k, v, weights_of(7, 3, 0, torch.float64)), seen)
+    nothing = Weighting(key_bias=weights_of(7, 3, 0).log())
+    torch.testing.assert_close(weighted_attention_reference(q, k, v, nothing), seen)
 
 
 @pytest.mark.parametrize("weight", [1, 0.3, 0])

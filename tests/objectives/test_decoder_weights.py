@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from masking.attention.op import forced
 from masking.attention.reference import weighted_attention_reference
+from masking.attention.weighting import Weighting
 from masking.mask import Grid, Mask
 from masking.rng import generator
 from pretrain.backbones.flops import Sizes
@@ -74,7 +75,8 @@ def test_at_weight_1_every_bit_is_maes(weights, dtype, monkeypatch):
 def attend(layer, x, weight):
     q, k, v = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = torch.tensor([1.0] * (PREFIX + VISIBLE) + [weight] * HIDDEN, dtype=x.dtype)
-    return layer.proj(weighted_attention_reference(q, k, v, weights).transpose(1, 2).flatten(2))
+    weighting = Weighting(key_bias=weights.log())
+    return layer.proj(weighted_attention_reference(q, k, v, weighting).transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize("branch", ["sdpa", "matmul"])
