@@ -174,9 +174,7 @@ def main() -> int:
     if args.table and not CUDA:
         parser.error("--table needs a GPU: on a CPU the kernels only run in the interpreter")
     torch.set_num_threads(1)
-    # glibc returns freed blocks to the system, and pays for their pages again, until it has seen one of this size freed:
-    # as in any training process.
-    torch.zeros(31 << 18)
+    torch.zeros(31 << 18)  # glibc then keeps blocks of up to this size when freed, as it does in any training process
     sizes = ((197, 64), (197, 32)) if args.quick else ((50, 64), (65, 64), (197, 64), (257, 64), (50, 32), (197, 32))
     rows = []
     for (length, width), dtype in product(sizes, DTYPES):

@@ -36,13 +36,15 @@ class WeightedAttention(torch.autograd.Function):
         views = split(parts, num_queries)
         batch, _, heads, width = views[0].shape
         q, k, v = (_matrices(x, length) for x, length in zip(views, (lengths[0], lengths[1], lengths[1]), strict=True))
-        empty = None if bias is None else bias.isneginf().all(dim=-1)
+        empty = None if bias is None else _attend_to_nothing(bias)
+        added = None if bias is None else bias.to(q.dtype, copy=True)
+        if added is not None and empty is not None:  # the softmax of nothing but -inf is no number
+            added.masked_fill_(rearrange(empty, "b l -> b l 1"), 0)
         weights, out = q.new_empty(*q.shape[:2], k.shape[1]), torch.empty_like(q)
         for images in _groups(weights, batch):
             rows = slice(images.start * heads, images.stop * heads)
             p = weights[rows].baddbmm_(q[rows], k[rows].mT, beta=0, alpha=width**-0.5)
-            if bias is not None and empty is not None:  # zeros where all is -inf: the softmax of nothing is no number
-                added = bias.masked_fill(rearrange(empty, "b l -> b l 1"), 0).to(p.dtype)
+            if added is not None:
                 _by_head(p, heads).add_(_of(added, images))
             torch.ops.aten._softmax.out(p, -1, False, out=p)
             torch.bmm(p if gate is None else _gated(p, gate, images, heads), v[rows], out=out[rows])
@@ -92,6 +94,14 @@ def _matrices(x: Tensor, lengths: Tensor | None) -> Tensor:
         else:
             copied.masked_fill_(rearrange(padding, "b l -> b 1 l 1"), 0)
     return rearrange(copied, "b h l e -> (b h) l e")
+
+
+def _attend_to_nothing(bias: Tensor) -> Tensor | None:
+    """Which queries (1 or B, L) have a bias of -inf for every key; None where none is known to."""
+    empty = bias.amax(dim=-1).isneginf()
+    if bias.device.type == "cpu" and not torch.compiler.is_compiling() and not empty.any():
+        return None
+    return empty
 
 
 def _groups(weights: Tensor, batch: int) -> list[slice]:
