@@ -43,10 +43,8 @@ class Mask:
         if not 0 <= num_visible <= order.shape[1]:
             raise ValueError(f"num_visible={num_visible} of {order.shape[1]} patches; need 0 to {order.shape[1]}")
         hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, num_visible:], True)
-        # Counting gives both groups their ascending places; sorting the ids again would cost as much as the first sort.
+        ids_restore = places_in_two_groups(~hidden, num_visible)
         raster = torch.arange(order.shape[1], device=order.device)
-        num_before = hidden.cumsum(1)
-        ids_restore = torch.where(hidden, num_before + (num_visible - 1), raster - num_before)
         ids = torch.empty_like(order).scatter_(1, ids_restore, raster.expand_as(order))
         return cls(hidden, ids[:, :num_visible], ids[:, num_visible:], ids_restore, order)
 
@@ -76,6 +74,19 @@ class Mask:
     def mean_over_hidden(self, values: Tensor) -> Tensor:
         """The mean of values (B, N) over the hidden patches of each image: (B,)."""
         return values.gather(1, self.ids_mask).mean(1)
+
+
+def places_in_two_groups(first: Tensor, num_first: int) -> Tensor:
+    """Where each entry stands, (B, N) int64, when those of first (B, N) bool, num_first in each row, go before the
+    others and both keep their order. Counting does it; sorting again would cost as much as the first sort. Numbers are
+    small and memory decides, so they stay in int16 where they fit."""
+    num = first.shape[1]
+    dtype = torch.int16 if 3 * num < 1 << 15 else torch.int32
+    belongs = first.to(dtype)
+    count = belongs.cumsum(1, dtype=dtype)
+    index = torch.arange(num, device=first.device, dtype=dtype)
+    place = (index + num_first) - count  # of the others; those of the first stand at count - 1
+    return place.add_(count.mul_(2).sub_(index + (num_first + 1)).mul_(belongs)).long()
 
 
 def gather_rows(tokens: Tensor, ids: Tensor) -> Tensor:

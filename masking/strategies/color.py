@@ -44,10 +44,12 @@ class ColorNoise(MaskStrategy):
     def scores(self, grid: Grid, num_visible: int, noise: Noise, guidance: Tensor | None) -> Tensor:
         """(B, N) float: ranks in the planes; negated where the smallest stay."""
         planes = planes_on(self._source(), noise.rows.device)
-        first, second = noise.uniform(10).tensor_split(2, dim=1)
-        window = _windows(planes, grid, first)
         if self.second:
-            window = window + self.second * _windows(planes, grid, second)
+            both = rearrange(noise.uniform(10), "b (two five) -> (two b) five", two=2)
+            window, other = _windows(planes, grid, both).tensor_split(2)
+            window = window.add_(other, alpha=self.second)
+        else:
+            window = _windows(planes, grid, noise.uniform(5))
         return window if self.keep == "largest" else -window
 
     def check(self, grid: Grid, num_visible: int) -> None:
@@ -108,12 +110,13 @@ def _windows(planes: Tensor, grid: Grid, draws: Tensor) -> Tensor:
     """A window of planes (L, M, N) for each row of draws (B, 5) in [0, 1): (B, N) float32. The draws choose the plane,
     the window's place, and whether it is mirrored up-down and left-right. One gather of B * N values."""
     num, tall, wide = planes.shape
+    whole = torch.int32 if planes.numel() < 1 << 31 else torch.int64  # half the memory to pass over
     spans = (num, tall - grid.height + 1, wide - grid.width + 1, 2, 2)  # numbers: a tensor of them would be waited for
     plane, top, left, flip_rows, flip_columns = (
-        (draws[:, index : index + 1] * span).long() for index, span in enumerate(spans)
+        (draws[:, index : index + 1] * span).to(whole) for index, span in enumerate(spans)
     )
-    down = torch.arange(grid.height, device=draws.device)
-    across = torch.arange(grid.width, device=draws.device)
+    down = torch.arange(grid.height, device=draws.device, dtype=whole)
+    across = torch.arange(grid.width, device=draws.device, dtype=whole)
     rows = top + torch.where(flip_rows == 1, grid.height - 1 - down, down)
     columns = left + torch.where(flip_columns == 1, grid.width - 1 - across, across)
     starts = (plane * tall + rows) * wide

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from masking.draw import Guide, MaskStrategy, Noise
-from masking.mask import Grid
+from masking.mask import Grid, places_in_two_groups
 from masking.ratio import FixedRatio, Ratio
 
 _THREE_QUARTERS = FixedRatio(0.75)
@@ -32,21 +32,20 @@ class Region(MaskStrategy):
         """(B, N) int64: the patches that stay, each group's in random order, then the others."""
         assert guidance is not None, "draw() has refused that"
         region = self.region(grid, guidance)
-        num_inside = region.sum(1, keepdim=True)
+        num_inside = region.sum(1, keepdim=True, dtype=torch.int32)
         num_outside = grid.num_patches - num_inside
         num_hidden = grid.num_patches - num_visible
-        hidden_inside = (num_inside * self.inside).round().long()
+        hidden_inside = (num_inside * self.inside).round().int()
         hidden_inside = torch.minimum(torch.maximum(hidden_inside, num_hidden - num_outside), num_inside)
         hidden_inside = hidden_inside.clamp(0, num_hidden)
         drawn = noise.uniform(grid.num_patches).argsort(dim=1, stable=True)
         # Of a random order the first so many of each group stay: a running count says which these are.
         inside = region.gather(1, drawn)
-        before = torch.arange(grid.num_patches, device=drawn.device)
-        count = inside.cumsum(1)
-        stays_inside = inside & (count <= num_inside - hidden_inside)
-        stays = stays_inside | ~inside & (before + 1 - count <= num_outside - (num_hidden - hidden_inside))
-        kept = stays.cumsum(1)
-        return torch.empty_like(drawn).scatter_(1, torch.where(stays, kept - 1, num_visible + before - kept), drawn)
+        count = inside.cumsum(1, dtype=torch.int32)
+        outside = torch.arange(1, grid.num_patches + 1, device=drawn.device, dtype=torch.int32) - count
+        stays = inside & (count <= num_inside - hidden_inside)
+        stays |= ~inside & (outside <= num_outside - (num_hidden - hidden_inside))
+        return torch.empty_like(drawn).scatter_(1, places_in_two_groups(stays, num_visible), drawn)
 
     def region(self, grid: Grid, guidance: Tensor) -> Tensor:
         """(B, N) bool from guidance (B, N): patches a box touches, or whose importance is above the image's mean."""

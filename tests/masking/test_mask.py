@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masking.mask import Grid, Mask
+from masking.mask import Grid, Mask, places_in_two_groups
 
 
 def test_ties_go_to_the_lower_id_and_ids_ascend():
@@ -85,3 +85,10 @@ def test_a_mask_is_cut_with_one_sort():
 
 def test_a_grid_counts_its_patches():
     assert Grid(3, 5).num_patches == 15
+
+
+@pytest.mark.parametrize("num", [7, 196, 12_000])
+def test_places_in_two_groups_are_those_of_a_stable_sort(num):
+    first = torch.stack([torch.randperm(num, generator=torch.Generator().manual_seed(row)) < num // 3 for row in range(5)])
+    wanted = (~first).int().argsort(dim=1, stable=True).argsort(dim=1)
+    assert torch.equal(places_in_two_groups(first, num // 3), wanted)
