@@ -121,6 +121,20 @@ def test_checkpointing_changes_no_bit():
     assert all(torch.equal(one, two) for one, two in zip(plain, saved, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's tracer does it
+def test_compiling_breaks_no_graph_and_changes_no_bit():
+    qkv, ends = torch.randn(2, 9, 3, 2, 8, requires_grad=True), torch.tensor([9, 4])
+    alpha = torch.tensor(0.3, requires_grad=True)
+
+    def layer(x, a):
+        return self_attention(x * 2, None, Weighting(alpha=a, key_lengths=ends)).relu()
+
+    want = torch.autograd.grad(layer(qkv, alpha).square().sum(), [qkv, alpha])
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), [qkv, alpha])
+    assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
+
+
 def test_the_choice_on_a_cpu_and_without_a_measured_gpu():
     soft, padded = Weighting(alpha=torch.ones(())), Weighting(key_lengths=torch.ones(2))
     learned = Weighting(key_bias=torch.zeros(7, requires_grad=True))
