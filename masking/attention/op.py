@@ -38,6 +38,7 @@ class Shape(NamedTuple):
 
 BRANCHES = ("sdpa", "matmul", "triton")
 _HAS_TRITON = find_spec("triton") is not None
+_FEW_KEYS = 128  # of 50, 65, 197 and 257 measured, the first two and the last two fall on either side
 _USUAL = Shape(64, 197, 197)
 _forced: list[str] = []
 
@@ -93,7 +94,7 @@ def choose(
                 "force matmul or triton"
             )
         return Branch(_forced[-1], "asked for by `forced`")
-    return _choose_cuda(dtype, weighting, shape) if device_type == "cuda" else _choose_cpu(dtype, weighting)
+    return _choose_cuda(dtype, weighting, shape) if device_type == "cuda" else _choose_cpu(dtype, weighting, shape)
 
 
 @contextmanager
@@ -115,13 +116,14 @@ def _choose(q: Tensor, k: Tensor, weighting: Weighting) -> str:
     return choose(q.device.type, q.dtype, weighting, Shape(q.shape[3], q.shape[1], k.shape[1])).name
 
 
-def _choose_cpu(dtype: torch.dtype, weighting: Weighting) -> Branch:
+def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:
     if weighting.is_gated():
         return Branch("matmul", "torch's fused attention has nothing to multiply after the softmax")
     if weighting.learns_bias():
         return Branch("matmul", "torch's fused attention for CPUs has no gradient for a bias")
-    if weighting.key_lengths is not None or weighting.query_lengths is not None:
-        return Branch("matmul", "clearing the padding costs torch's fused attention more than it gains")
+    padded = weighting.key_lengths is not None or weighting.query_lengths is not None
+    if padded and shape.num_keys < _FEW_KEYS:
+        return Branch("matmul", "with few keys, clearing the padding costs torch's fused attention more than it gains")
     if dtype == torch.bfloat16:
         return Branch("matmul", "backward of torch's fused attention for CPUs is 3 to 7 times slower in bf16")
     return Branch("sdpa", "torch's fused attention does not materialise the weights")

@@ -139,7 +139,8 @@ def test_the_choice_on_a_cpu_and_without_a_measured_gpu():
     soft, padded = Weighting(alpha=torch.ones(())), Weighting(key_lengths=torch.ones(2))
     learned = Weighting(key_bias=torch.zeros(7, requires_grad=True))
     assert choose("cpu", torch.float32, soft).name == "matmul"
-    assert choose("cpu", torch.float32, padded).name == "matmul"
+    assert choose("cpu", torch.float32, padded, Shape(64, 50, 50)).name == "matmul"
+    assert choose("cpu", torch.float32, padded, Shape(64, 197, 197)).name == "sdpa"
     assert choose("cpu", torch.float32, Weighting(causal=True)).name == "sdpa"
     assert choose("cpu", torch.bfloat16, Weighting(causal=True)).name == "matmul"
     assert choose("cpu", torch.float32, learned).name == "matmul"
