@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from masking.mask import Grid
 from masking.rng import generator
-from pretrain.backbones.vit import ViT, ViTConfig
-from pretrain.config import Config
+from pretrain.backbones.base import Backbone
+from pretrain.backbones.vit import ViTConfig
+from pretrain.config import Config, read_config
 from pretrain.engine.load import Loaded, load_backbone
 from pretrain.errors import ConfigError, LacunaError
 from pretrain.patches import normalize
@@ -98,6 +99,7 @@ def export(
         raise ConfigError(f"--to {to}: only timm is known; its files load wherever timm's ViT weights do")
     target, config_path = _paths(Path(out), force)
     import_timm()
+    _timms(read_config(Path(run_dir) / "config.json"))
     loaded = load_backbone(run_dir, weights, step)
     if image_size is not None:
         loaded = replace(loaded, backbone=resized(loaded.backbone, loaded.config, image_size))
@@ -107,7 +109,7 @@ def export(
 def write_timm(loaded: Loaded, target: Path, config_path: Path, license_name: str | None = None) -> ExportReport:
     """Writes the encoder to target and what it is to config_path: both, or neither where timm's encoder differs."""
     backbone, data = loaded.backbone, loaded.config.data
-    architecture, args = timm_architecture(loaded.config.backbone, backbone.grid, backbone.in_chans)
+    architecture, args = timm_architecture(_timms(loaded.config), backbone.grid, backbone.in_chans)
     hub = _hub_config(backbone, loaded.config, architecture, args, license_name)
     origin = f"run {loaded.config.name}, step {loaded.step}, {loaded.which} weights"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def write_timm(loaded: Loaded, target: Path, config_path: Path, license_name: st
 
 
 def check_in_timm(
-    path: Path, backbone: ViT, architecture: str, args: dict[str, Any], mean: Sequence[float], std: Sequence[float]
+    path: Path, backbone: Backbone, architecture: str, args: dict[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> Parity:
     """Loads path in timm, strictly, and compares every tensor and the features of random uint8 images with backbone's;
     timm gets them normalised by mean and std. Raises ExportError where anything is missing, unexpected or different."""
@@ -179,7 +181,7 @@ def timm_architecture(config: ViTConfig, grid: Grid, in_chans: int) -> tuple[str
     return name, args
 
 
-def resized(backbone: ViT, config: Config, image_size: tuple[int, int]) -> ViT:
+def resized(backbone: Backbone, config: Config, image_size: tuple[int, int]) -> Backbone:
     """A copy of backbone for images of image_size (height, width)."""
     p = backbone.patch_size
     if any(size < p or size % p for size in image_size):
@@ -201,6 +203,17 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return torch.cat([prefix, rearrange(image, "one d h w -> one (h w) d").to(table.dtype)], dim=1)
 
 
+def _timms(config: Config) -> ViTConfig:
+    """The encoder's settings; raises ConfigError for one that timm does not have."""
+    if not isinstance(config.backbone, ViTConfig):
+        name = type(config.backbone).__name__.removesuffix("Config")
+        raise ConfigError(
+            f"--to timm: run {config.name} trained {name}, and timm has no such architecture; only ViT can be exported "
+            "to it. Evaluate this run with `lacuna evaluate`, which reads the checkpoint itself"
+        )
+    return config.backbone
+
+
 def _nearest(config: ViTConfig, overridden: bool) -> tuple[str, dict[str, Any]]:
     """A timm model and its own arguments. One whose registers or layer scale are not wanted is never the nearest."""
     size, p, registers, scaled = config.size, config.patch_size, config.registers, config.layer_scale is not None
@@ -217,7 +230,7 @@ def _nearest(config: ViTConfig, overridden: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _hub_config(
-    backbone: ViT, config: Config, architecture: str, args: dict[str, Any], license_name: str | None
+    backbone: Backbone, config: Config, architecture: str, args: dict[str, Any], license_name: str | None
 ) -> dict[str, Any]:
     """What timm's hub format keeps in config.json."""
     height, width = (side * backbone.patch_size for side in (backbone.grid.height, backbone.grid.width))
@@ -248,7 +261,7 @@ def _hub_config(
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, backbone: ViT, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
+def _compare(model: nn.Module, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
     """Largest difference of timm's features from backbone's, and the largest of those."""
     p, grid = backbone.patch_size, backbone.grid
     shape = (2, backbone.in_chans, grid.height * p, grid.width * p)
@@ -258,7 +271,7 @@ def _compare(model: nn.Module, backbone: ViT, mean: Sequence[float], std: Sequen
     return float((ours - theirs).abs().max()), float(ours.abs().max())
 
 
-def _tensors(backbone: ViT) -> dict[str, Tensor]:
+def _tensors(backbone: Backbone) -> dict[str, Tensor]:
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
 
 
