@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masking.mask import Grid
 from masking.rng import generator
 from pretrain.backbones.base import Backbone
+from pretrain.backbones.positions import resize_patch_positions
 from pretrain.backbones.vit import ViTConfig
 from pretrain.config import Config, read_config
 from pretrain.engine.load import Loaded, load_backbone
@@ -194,13 +193,9 @@ def resized(backbone: Backbone, config: Config, image_size: tuple[int, int]) -> 
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """The positions table (1, slots + N, D) of grid old for grid new, bicubic and antialiased as timm does when a model
-    is made for another img_size; the slots of prefix tokens stay."""
+    """The positions table (1, slots + N, D) of grid old for grid new; the slots of prefix tokens stay."""
     slots = table.shape[1] - old.num_patches
-    prefix, patches = table[:, :slots], table[:, slots:]
-    image = rearrange(patches, "one (h w) d -> one d h w", h=old.height, w=old.width)
-    image = F.interpolate(image.float(), (new.height, new.width), mode="bicubic", antialias=True)
-    return torch.cat([prefix, rearrange(image, "one d h w -> one (h w) d").to(table.dtype)], dim=1)
+    return torch.cat([table[:, :slots], resize_patch_positions(table[:, slots:], old, new)], dim=1)
 
 
 def _timms(config: Config) -> ViTConfig:
