@@ -260,7 +260,7 @@ def test_positions_of_another_grid_leave_the_class_tokens_row_as_it_is():
     ids=["class token first", "exact", "unmasked block"],
 )
 def test_weights_trained_under_another_mask_are_refused_in_words(other):
-    with pytest.raises(RuntimeError, match="the weights are of mode=.* class_token=.*, and backbone is mode=paper"):
+    with pytest.raises(RuntimeError, match=r"the weights are of mode=.* class_token=.*, and backbone is mode=paper"):
         built().load_state_dict(built(other).state_dict())
 
 
