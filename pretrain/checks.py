@@ -73,7 +73,15 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_channels(config)
     _check_grid(config)
     config.objective.check()
+    _check_pair(config)
     _check_evaluation(config)
+
+
+def _check_pair(config: Config) -> None:
+    asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
+    if asked is not None and asked not in config.backbone.answers:
+        needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
+        raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
 
 
 def _check_name_and_length(config: Config) -> None:

@@ -29,8 +29,9 @@ def pattern(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def settings(run_dir: Path, pattern: str, *more: str) -> list[str]:
     return [
-        *chaos.overrides(run_dir, pattern, steps=STEPS, stage=1, workers=0), "epochs=none", "checkpoint.every_steps=1000",
-        "tracking.log_every=3", "backbone.soft_mask.kind=linear", "backbone.soft_mask.cutoff=1", *more,
+        *chaos.overrides(run_dir, pattern, steps=STEPS, stage=1, workers=0), "epochs=none",
+        "checkpoint.every_steps=1000", "tracking.log_every=3",
+        "backbone.soft_mask.kind=linear", "backbone.soft_mask.cutoff=1", *more,
     ]  # fmt: skip
 
 
@@ -60,8 +61,10 @@ def test_a_run_stopped_while_the_mask_sets_in_goes_on_exactly(tmp_path: Path, pa
 def test_alpha_keeps_its_bits_in_bf16_at_every_stage_and_evaluation_sees_it(tmp_path: Path, pattern: str) -> None:
     for stage, more in ((1, ("evaluation.weights=ema",)), (3, ("engine.activation_checkpointing=true",))):
         run_dir = tmp_path / f"stage{stage}"
-        given = settings(run_dir, pattern, "steps=7", "engine.precision=bf16", f"engine.zero_stage={stage}",
-                         "backbone.soft_mask.end=0.37", f"data.val={pattern}", "evaluation.every_steps=5", *more)  # fmt: skip
+        given = settings(
+            run_dir, pattern, "steps=7", "engine.precision=bf16", f"engine.zero_stage={stage}",
+            "backbone.soft_mask.end=0.37", f"data.val={pattern}", "evaluation.every_steps=5", *more,
+        )  # fmt: skip
         outcomes = shared().run(CASE, 2, {"overrides": given})
         assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].output[-3000:]
         for weights in ("model", "ema"):

@@ -66,6 +66,12 @@ class BackboneConfig(Protocol):
         """Whether the first of the prefix tokens is a class token."""
         ...
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What else its encoder's forward takes, for objectives that ask for it: "questions" (num_queries), "prefix"
+        (prefix_lengths); see illama.py."""
+        ...
+
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads)."""
         ...

@@ -9,13 +9,13 @@ Pre-training of Large Autoregressive Image Models", section 3.2); without a pref
 
 The class token goes behind the patches, where a mask lets it see them all, and so does its row of the positions.
 `Features` has it in front, as every encoder's: it is moved there after the last norm, and in the features of layers.
-Weights have the names that the authors publish; `published` turns a file of theirs into a state dict."""
+Weights have the names that the authors publish; see illama_published.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from pretrain.backbones.base import Backbone
 from pretrain.backbones.illama_layers import LlamaBlock, RMSNorm, swiglu_width
 from pretrain.backbones.layers import run_block
 from pretrain.backbones.patch_embed import PatchEmbed
-from pretrain.backbones.positions import resize_patch_positions
 from pretrain.backbones.rotary import Rotary
 from pretrain.backbones.sight import Sight
 from pretrain.backbones.soft_mask import SoftMask
@@ -82,6 +81,11 @@ class IllamaConfig:
         """Always."""
         return True
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Questions behind the patches need the class token behind them; a prefix, the mode of that name."""
+        return ("questions",) * (self.class_token == "last") + ("prefix",) * (self.mode == "prefix")
+
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""
         width, depth, heads = _SIZES[self.size]
@@ -128,6 +132,13 @@ class Illama(Backbone):
     alpha: Tensor  # () float32, how much later tokens count; on the device, and in the state dict
     layout: Tensor  # (4,) int64: mode, place of the class token, unmasked blocks; weights of another are refused
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), num_queries: int = 0,
+            prefix_lengths: Tensor | None = None,
+        ) -> Features: ...  # fmt: skip
+
     def __init__(
         self, config: IllamaConfig, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
@@ -148,7 +159,7 @@ class Illama(Backbone):
         self.blocks = nn.ModuleList(LlamaBlock(self.width, heads, hidden, rate) for rate in rates)
         self.norm = RMSNorm(self.width)
         self.register_buffer("alpha", torch.tensor(0.0 if config.soft_mask is None else config.soft_mask.start))
-        self.register_buffer("layout", torch.tensor(_layout(config)))
+        self.register_buffer("layout", torch.tensor(layout_of(config)))
         _initialize(self)
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -247,30 +258,14 @@ class Illama(Backbone):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found, errors = state_dict.get(f"{prefix}layout"), rest[-1]
-        if found is not None and found.tolist() != _layout(self.config):
-            here = _words(_layout(self.config))
+        if found is not None and found.tolist() != layout_of(self.config):
+            here = _words(layout_of(self.config))
             errors.append(f"the weights are of {_words(found.tolist())}, and backbone is {here}; set what they are of")
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def published(state: Mapping[str, Tensor], config: IllamaConfig) -> dict[str, Tensor]:
-    """The authors' weights, as in the "model" of one of their files, as a state dict of config's encoder. Names are the
-    same; the classifier is left out. Their files do not say how later tokens counted: it is what config says, and alpha
-    0, where every one of their schedules ends."""
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    return kept | {"alpha": torch.tensor(0.0), "layout": torch.tensor(_layout(config))}
-
-
-def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """The positions table (1, N + 1, D) of grid old for grid new; the last row, the class token's, stays. Turns are not
-    rescaled: a patch keeps its place in raster order, and the one below it is a row of the new grid away."""
-    if table.shape[1] != old.num_patches + 1:
-        raise ValueError(f"positions of {table.shape[1]} rows; a grid of {old.height} x {old.width} has "
-                         f"{old.num_patches} and one of the class token")  # fmt: skip
-    return torch.cat([resize_patch_positions(table[:, :-1], old, new), table[:, -1:]], dim=1)
-
-
-def _layout(config: IllamaConfig) -> list[int]:
+def layout_of(config: IllamaConfig) -> list[int]:
+    """What weights of config's encoder were trained under, as its `layout` holds it."""
     places = _MODES.index(config.mode), _CLASS_TOKENS.index(config.class_token)
     return [*places, config.bidirectional_first, config.bidirectional_last]
 

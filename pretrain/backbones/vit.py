@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class ViTConfig:
     width: int | None = None  # overrides the size's width
     depth: int | None = None  # overrides the size's number of blocks
     heads: int | None = None  # overrides the size's number of attention heads
+
+    answers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def num_prefix(self) -> int:

@@ -8,7 +8,8 @@ from torch import nn
 
 from masking.attention.weighting import Weighting
 from masking.mask import Grid, Mask
-from pretrain.backbones.illama import IllamaConfig, published, resize_positions
+from pretrain.backbones.illama import IllamaConfig
+from pretrain.backbones.illama_published import published, resize_positions
 from pretrain.backbones.sight import Sight, attend
 from pretrain.backbones.soft_mask import SoftMask
 from pretrain.engine.optim import split_decay
