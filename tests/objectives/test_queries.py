@@ -82,5 +82,5 @@ def test_an_encoder_that_cannot_be_asked_is_refused():
     check(config)
     first = dataclasses.replace(config.backbone, class_token="first")
     for backbone in (load_config(ROOT / "configs" / "tiny_cpu.py").backbone, first):
-        with pytest.raises(ConfigError, match=r"MaskQueriesConfig needs an IllamaConfig with backbone.class_token=last"):
+        with pytest.raises(ConfigError, match=r"MaskQueriesConfig needs an IllamaConfig with backbone\.class_token"):
             check(dataclasses.replace(config, backbone=dataclasses.replace(backbone, patch_size=4)))
