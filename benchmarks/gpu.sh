@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Whatever still lacks a figure from a GPU, in under ten minutes; JSON goes to the folder given, else to $OUT, else here.
+# Whatever still lacks a figure from a GPU, in about ten minutes; JSON goes to the folder given, else to $OUT, else here.
 #
 #   bash benchmarks/gpu.sh results-h200
 #
@@ -21,7 +21,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
 one step 180 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"
 one step-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
 one step-large 120 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"
-one attention 150 "$python" benchmarks/attention.py --out "$out/attention-gpu.json"
+one attention-tests 150 "$python" -m pytest -q -m gpu tests/masking
+one attention 150 "$python" benchmarks/attention.py --quick --out "$out/attention-gpu.json"
+one masks 60 "$python" benchmarks/masks.py --out "$out/masks-gpu.json"
+one decoder 60 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
 one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
     runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
 cp "$out/runs/gpu/metrics.jsonl" "$out/train-gpu-metrics.jsonl" 2> /dev/null

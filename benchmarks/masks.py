@@ -20,6 +20,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -51,17 +52,7 @@ def main() -> int:
     torch.set_num_threads(1)
     device = torch.device(options.device)
     step_us = step_us_per_image(device)
-    rows = []
-    for kind in all_strategies():
-        for name, strategy in kind.variants(RATIO).items():
-            ours, uniform = pair(strategy, device, options.rounds)
-            row = {
-                "strategy": name, "us_per_image": ours / BATCH * 1e6, "times_uniform": ours / uniform,
-                "share_of_step": ours / BATCH * 1e6 / step_us,
-            }  # fmt: skip
-            rows.append(row)
-            print(f"{name:32s} {row['us_per_image']:7.2f} us  {row['times_uniform']:5.2f} x uniform  "
-                  f"{100 * row['share_of_step']:.4f} % of a step", flush=True)  # fmt: skip
+    rows = compare(device, options.rounds, step_us)
     images = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8, device=device)
     energy = statistics.median(timed(lambda: gradient_energy(images, GRID), device) for _ in range(5)) / BATCH * 1e6
     missed = [row["strategy"] for row in rows
@@ -82,6 +73,19 @@ def main() -> int:
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"planes: {result['planes_s']}; missed: {missed or 'nothing'}")
     return int(bool(missed))
+
+
+def compare(device: torch.device, rounds: int, step_us: float) -> list[dict[str, Any]]:
+    """Every strategy against uniform masks and the step, printed as it is measured."""
+    rows = []
+    for kind in all_strategies():
+        for name, strategy in kind.variants(RATIO).items():
+            ours, uniform = pair(strategy, device, rounds)
+            cost, times = ours / BATCH * 1e6, ours / uniform
+            share = cost / step_us
+            rows.append({"strategy": name, "us_per_image": cost, "times_uniform": times, "share_of_step": share})
+            print(f"{name:32s} {cost:7.2f} us  {times:5.2f} x uniform  {100 * share:.4f} % of a step", flush=True)
+    return rows
 
 
 def pair(strategy: MaskStrategy, device: torch.device, rounds: int) -> tuple[float, float]:

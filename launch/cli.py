@@ -176,7 +176,10 @@ def _add_masks(verbs) -> None:  # type: ignore[no-untyped-def]
     masks.add_argument("-o", "--out", type=Path, default=Path("masks.png"), help="picture to write (default masks.png)")
     masks.add_argument("--grid", default="14x14", help="patches down x across (default 14x14)")
     masks.add_argument("--ratio", type=float, default=0.75, help="share of patches hidden (default 0.75)")
-    masks.add_argument("--on", type=Path, help="show the masks on this photograph")
+    masks.add_argument("--on", type=Path, nargs="+", default=[], metavar="PHOTO", help="show the masks on photographs")
+    masks.add_argument(
+        "--strategy", action="append", default=[], metavar="NAME", help="draw this one only; may be given again"
+    )
     masks.add_argument("--seed", type=int, default=0, help="of the masks (default 0)")
 
 
@@ -230,7 +233,7 @@ def _masks(options: argparse.Namespace) -> None:
     from pretrain.tracking.panels import masks_picture
 
     grid = _grid(options.grid)
-    masks_picture(options.out, grid, options.ratio, on=options.on, seed=options.seed)
+    masks_picture(options.out, grid, options.ratio, options.on, options.seed, options.strategy)
     print(options.out)
 
 

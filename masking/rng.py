@@ -1,4 +1,4 @@
-"""Every draw in the system comes from here: a keyed integer hash, and torch generators seeded by it.
+"""Every draw in the system is named here: a keyed integer hash, and torch generators seeded by it.
 
 `prf` is plain 64-bit integer arithmetic (splitmix64's finaliser, absorbed element by element), so its values are the
 same on every platform and for ever; tests pin some of them. No state is carried: a draw is named by its path."""

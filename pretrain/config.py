@@ -137,6 +137,20 @@ def read_config(path: str | Path) -> Config:
     return config
 
 
+def component(name: Any, source: str) -> type[Any]:
+    """The settings class that source, a config as JSON, names as its "type". Raises ConfigError where it is not ours."""
+    module_name, _, class_name = str(name or "").partition(":")
+    if module_name.split(".")[0] not in ("pretrain", "masking"):  # never import what a file names
+        raise ConfigError(f"{source} names the type {name!r}; only types of pretrain and masking are read")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name, None)
+    except ImportError:
+        kind = None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ConfigError(f"{source} names the type {name!r}, which this version does not have")
+    return kind
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of config by its override key, in order: {"data.batch_size": 256, ...}."""
     leaves: dict[str, Any] = {}
@@ -257,16 +271,11 @@ def _from_json(value: Any, source: str) -> Any:
         return tuple(_from_json(item, source) for item in value)
     if not isinstance(value, dict):
         return value
-    module_name, _, class_name = str(value.get("type", "")).partition(":")
-    if module_name.split(".")[0] not in ("pretrain", "masking"):  # never import what a file names
-        raise ConfigError(f"{source} names the type {value.get('type')!r}; only types of pretrain and masking are read")
-    kind = getattr(importlib.import_module(module_name), class_name, None)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"{source} names the type {value.get('type')!r}, which this version does not have")
+    kind = component(value.get("type"), source)
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(value) - known - {"type"})
     if unknown:
-        raise ConfigError(f"{source} has the unknown settings {', '.join(unknown)} in {class_name}")
+        raise ConfigError(f"{source} has the unknown settings {', '.join(unknown)} in {kind.__name__}")
     return kind(**{name: _from_json(part, source) for name, part in value.items() if name != "type"})
 
 

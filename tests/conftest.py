@@ -13,9 +13,13 @@ os.environ.pop("WANDB_API_KEY", None)  # a test must never write to anybody's ac
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+
+from masking import planes
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -36,3 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(too_slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Planes of noise are kept here while tests run, and not in the home of whoever runs them."""
+    folder = tmp_path_factory.mktemp("noise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planes, "cache_folder", lambda: folder)
+        yield

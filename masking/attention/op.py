@@ -120,6 +120,8 @@ def _choose_cpu(dtype: torch.dtype, weighting: Weighting) -> Branch:
         return Branch("matmul", "torch's fused attention has nothing to multiply after the softmax")
     if weighting.learns_bias():
         return Branch("matmul", "torch's fused attention for CPUs has no gradient for a bias")
+    if weighting.key_lengths is not None or weighting.query_lengths is not None:
+        return Branch("matmul", "clearing the padding costs torch's fused attention more than it gains")
     if dtype == torch.bfloat16:
         return Branch("matmul", "backward of torch's fused attention for CPUs is 3 to 7 times slower in bf16")
     return Branch("sdpa", "torch's fused attention does not materialise the weights")

@@ -174,7 +174,8 @@ def _worse(known: dict[str, int] | None, report: dict[str, Any]) -> dict[str, in
 def _write(worst: dict[tuple[str, str, bool, int], dict[str, int]]) -> None:
     found = json.loads(blocks.PATH.read_text())
     for row in found["kernels"]:
-        row["compiled"] = worst[row["kernel"], row["arch"], row["tables"], row["head_dim"]]
+        key = (row["kernel"], row["arch"], row["tables"], row["head_dim"])
+        row["compiled"] = worst.get(key, row.get("compiled"))
     blocks.write(found["kernels"], found["measured"])
 
 

@@ -1,5 +1,5 @@
-"""Attention under any weighting by batched matrix products, with its backward written out: the branch for CPUs, and
-for a GPU without Triton. Only the softmax is kept for backward, not its product with the gate; images are worked on in
+"""Attention under any weighting by batched matrix products, with its backward written out: the branch for CPUs, and for
+a GPU without Triton. Only the softmax is kept for backward, not its product with the gate; images are worked on in
 groups that stay in a core's cache."""
 
 from __future__ import annotations
@@ -7,11 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from masking.attention.packing import gradients, split
-from masking.attention.reference import cleared
 from masking.attention.weighting import Weighting, dense
 
 _GROUP_BYTES = 1 << 22  # attention weights worked on at a time: what stays in a core's cache
@@ -19,70 +18,90 @@ _GROUP_BYTES = 1 << 22  # attention weights worked on at a time: what stays in a
 
 def weighted_attention(parts: list[Tensor], num_queries: int, weighting: Weighting) -> Tensor:
     """parts as in packing.py: (B, num_queries, H, E), with gradients to parts and to the weighting's tensors."""
-    q, k, v = split(parts, num_queries)
-    if weighting.key_lengths is not None or weighting.query_lengths is not None:
-        lengths = (weighting.query_lengths, weighting.key_lengths, weighting.key_lengths)
-        parts = [_cleared(x, length) for x, length in zip((q, k, v), lengths, strict=True)]
+    q, k, _ = split(parts, num_queries)
     bias, gate = dense(weighting, num_queries, k.shape[1], q)
-    return WeightedAttention.apply(num_queries, bias, gate, *parts)  # type: ignore[no-untyped-call]
+    lengths = (weighting.query_lengths, weighting.key_lengths)
+    return WeightedAttention.apply(num_queries, bias, gate, lengths, *parts)  # type: ignore[no-untyped-call]
 
 
 class WeightedAttention(torch.autograd.Function):
-    """Number of queries, log u and r (1 or B, L, S) or None, parts as in packing.py -> (B, L, H, E)."""
+    """Number of queries, log u and r (1 or B, L, S) or None, lengths, parts as in packing.py -> (B, L, H, E)."""
 
     @staticmethod
-    def forward(ctx: Any, num_queries: int, bias: Tensor | None, gate: Tensor | None, *parts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, num_queries: int, bias: Tensor | None, gate: Tensor | None,
+        lengths: tuple[Tensor | None, Tensor | None], *parts: Tensor,
+    ) -> Tensor:  # fmt: skip
         """(softmax(q k^T / sqrt(E) + bias) * gate) v."""
-        q, k, v = split(parts, num_queries)
-        batch, length, heads, width = q.shape
-        weights = q.new_empty(batch * heads, length, k.shape[1])
-        out = q.new_empty(batch, length, heads, width)
+        views = split(parts, num_queries)
+        batch, _, heads, width = views[0].shape
+        q, k, v = (_matrices(x, length) for x, length in zip(views, (lengths[0], lengths[1], lengths[1]), strict=True))
+        empty = None if bias is None else _attend_to_nothing(bias)
+        added = None if bias is None else bias.to(q.dtype, copy=True)
+        if added is not None and empty is not None:  # the softmax of nothing but -inf is no number
+            added.masked_fill_(rearrange(empty, "b l -> b l 1"), 0)
+        weights, out = q.new_empty(*q.shape[:2], k.shape[1]), torch.empty_like(q)
         for images in _groups(weights, batch):
-            p = weights[_rows(images, heads)]
-            p.baddbmm_(_matrices(q, images), _matrices(k, images).mT, beta=0, alpha=width**-0.5)
-            by_head = rearrange(p, "(b h) l s -> b h l s", h=heads)
-            if bias is not None:
-                by_head.add_(_of(bias, images).to(q.dtype))
+            rows = slice(images.start * heads, images.stop * heads)
+            p = weights[rows].baddbmm_(q[rows], k[rows].mT, beta=0, alpha=width**-0.5)
+            if added is not None:
+                _by_head(p, heads).add_(_of(added, images))
             torch.ops.aten._softmax.out(p, -1, False, out=p)
-            if bias is not None:
-                by_head.masked_fill_(_of(bias, images).amax(dim=-1, keepdim=True).isneginf(), 0)
-            a = p if gate is None else rearrange(by_head * _of(gate, images).to(q.dtype), "b h l s -> (b h) l s")
-            out[images] = rearrange(a @ _matrices(v, images), "(b h) l e -> b l h e", h=heads)
-        ctx.save_for_backward(weights, bias, gate, *parts)
-        ctx.num_queries = num_queries
-        return out
+            torch.bmm(p if gate is None else _gated(p, gate, images, heads), v[rows], out=out[rows])
+        ctx.save_for_backward(weights, q, k, v, bias, gate, empty, *parts)
+        ctx.num_queries, ctx.heads = num_queries, heads
+        out = rearrange(out, "(b h) l e -> b l h e", h=heads)
+        return (out if empty is None else out * rearrange(~empty, "b l -> b l 1 1").to(out.dtype)).contiguous()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With P the softmax and G = grad v^T: dv = (r P)^T grad, dr = P G, dS = P (r G - rowsum(P r G)) = d log u,
         dq = dS k, dk = dS^T q."""
-        weights, bias, gate, *parts = ctx.saved_tensors
-        q, k, v = split(parts, ctx.num_queries)
-        heads, scale = q.shape[2], q.shape[3] ** -0.5
-        grads, (dq, dk, dv) = gradients(parts, ctx.num_queries)
+        weights, q, k, v, bias, gate, empty, *parts = ctx.saved_tensors
+        heads, scale = ctx.heads, q.shape[-1] ** -0.5
+        do = _matrices(grad, None)
+        if empty is not None:
+            _by_head(do, heads).mul_(rearrange(~empty, "b l -> b 1 l 1").to(do.dtype))
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dbias = torch.zeros_like(bias) if ctx.needs_input_grad[1] else None
         dgate = torch.zeros_like(gate) if ctx.needs_input_grad[2] else None
-        for images in _groups(weights, len(q)):
-            p, do = weights[_rows(images, heads)], _matrices(grad, images)
-            ds = do @ _matrices(v, images).mT
-            a = p
+        for images in _groups(weights, len(parts[0])):
+            rows = slice(images.start * heads, images.stop * heads)
+            p, ds = weights[rows], torch.bmm(do[rows], v[rows].mT)
+            torch.bmm((p if gate is None else _gated(p, gate, images, heads)).mT, do[rows], out=dv[rows])
             if gate is not None:
-                r = _of(gate, images).to(p.dtype)
-                a = rearrange(rearrange(p, "(b h) l s -> b h l s", h=heads) * r, "b h l s -> (b h) l s")
                 _accumulate(dgate, images, p, ds, heads)
-                rearrange(ds, "(b h) l s -> b h l s", h=heads).mul_(r)
-            _put(dv, images, a.mT @ do)
+                _by_head(ds, heads).mul_(_of(gate, images).to(ds.dtype))
             torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
             _accumulate(dbias, images, ds, None, heads)
-            ds.mul_(scale)
-            _put(dq, images, ds @ _matrices(k, images))
-            _put(dk, images, ds.mT @ _matrices(q, images))
-        return None, dbias, dgate, *grads
+            dq[rows].baddbmm_(ds, k[rows], beta=0, alpha=scale)
+            dk[rows].baddbmm_(ds.mT, q[rows], beta=0, alpha=scale)
+        grads, views = gradients(parts, ctx.num_queries)
+        for view, matrices in zip(views, (dq, dk, dv), strict=True):
+            view.copy_(rearrange(matrices, "(b h) l e -> b l h e", h=heads))
+        return None, dbias, dgate, None, *grads
 
 
-def _cleared(x: Tensor, lengths: Tensor | None) -> Tensor:
-    return rearrange(cleared(rearrange(x, "b l h e -> b h l e"), lengths), "b h l e -> b l h e")
+def _matrices(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A copy of x (B, L, H, E) as a matrix for each head (B * H, L, E), with zeros from each image's length on."""
+    copied = rearrange(x, "b l h e -> b h l e").clone(memory_format=torch.contiguous_format)
+    if lengths is not None:
+        padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # four times as fast as masked_fill_
+            rows = repeat(padding, "b l -> (b h l)", h=x.shape[2]).nonzero()[:, 0]
+            rearrange(copied, "b h l e -> (b h l) e").index_fill_(0, rows, 0)
+        else:
+            copied.masked_fill_(rearrange(padding, "b l -> b 1 l 1"), 0)
+    return rearrange(copied, "b h l e -> (b h) l e")
+
+
+def _attend_to_nothing(bias: Tensor) -> Tensor | None:
+    """Which queries (1 or B, L) have a bias of -inf for every key; None where none is known to."""
+    empty = bias.amax(dim=-1).isneginf()
+    if bias.device.type == "cpu" and not torch.compiler.is_compiling() and not empty.any():
+        return None
+    return empty
 
 
 def _groups(weights: Tensor, batch: int) -> list[slice]:
@@ -93,13 +112,9 @@ def _groups(weights: Tensor, batch: int) -> list[slice]:
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
-def _rows(images: slice, heads: int) -> slice:
-    return slice(images.start * heads, images.stop * heads)
-
-
-def _matrices(x: Tensor, images: slice) -> Tensor:
-    """These images of x (B, L, H, E), a matrix for each head: (b * H, L, E)."""
-    return rearrange(x[images], "b l h e -> (b h) l e").contiguous()
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """A view of x (b * H, L, S) as (b, H, L, S)."""
+    return rearrange(x, "(b h) l s -> b h l s", h=heads)
 
 
 def _of(x: Tensor, images: slice) -> Tensor:
@@ -107,16 +122,16 @@ def _of(x: Tensor, images: slice) -> Tensor:
     return rearrange(x if len(x) == 1 else x[images], "b l s -> b 1 l s")
 
 
-def _put(target: Tensor, images: slice, matrices: Tensor) -> None:
-    target[images] = rearrange(matrices, "(b h) l e -> b l h e", h=target.shape[2])
+def _gated(p: Tensor, gate: Tensor, images: slice, heads: int) -> Tensor:
+    """p (b * H, L, S) times the gate of these images."""
+    return rearrange(_by_head(p, heads) * _of(gate, images).to(p.dtype), "b h l s -> (b h) l s")
 
 
 def _accumulate(total: Tensor | None, images: slice, one: Tensor, other: Tensor | None, heads: int) -> None:
     """Adds one * other (b * H, L, S), summed over heads, to these images of total; over images too where it has one."""
     if total is None:
         return
-    product = one if other is None else one * other
-    summed = rearrange(product, "(b h) l s -> b h l s", h=heads).sum(dim=1, dtype=total.dtype)
+    summed = _by_head(one if other is None else one * other, heads).sum(dim=1, dtype=total.dtype)
     if len(total) == 1:
         total += summed.sum(dim=0, keepdim=True)
     else:

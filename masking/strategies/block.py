@@ -23,7 +23,7 @@ _NUM_BLOCKS = 32  # drawn for each image: enough to cover nine tenths of it near
 
 @dataclass(frozen=True)
 class Block(MaskStrategy):
-    """Hides rectangles of patches until enough are hidden."""
+    """Hides rectangles until enough is hidden (BEiT)."""
 
     ratio: Ratio = _FORTY_PERCENT  # how many patches are hidden
     min_patches: int = 16  # area of the smallest rectangle, patches; the largest is all that is to be hidden

@@ -16,17 +16,20 @@ _SIXTY_PERCENT = FixedRatio(0.6)
 
 @dataclass(frozen=True)
 class Coarse(MaskStrategy):
-    """Uniform noise per square unit of patches."""
+    """Hides whole squares of patches at random (SimMIM)."""
 
     ratio: Ratio = _SIXTY_PERCENT  # how many patches are hidden; one unit an image is cut where units do not divide that number
     unit: int = 2  # side of a unit, patches: 2 patches of 16 pixels are SimMIM's 32
 
-    def scores(self, grid: Grid, num_visible: int, noise: Noise, guidance: Tensor | None) -> Tensor:
-        """(B, N) float in [0, 1), one number a unit; units at the right and lower edge may be cut off by it."""
+    def order(self, grid: Grid, num_visible: int, noise: Noise, guidance: Tensor | None) -> Tensor:
+        """(B, N) int64: unit by unit in random order, the patches of a unit in random order too, so that the unit which
+        the count cuts prefers no side. Units at the right and lower edge may be cut off by it."""
         height, width = self._units(grid)
-        units = rearrange(noise.uniform(height * width), "b (h w) -> b h w", h=height)
+        units = rearrange((noise.uniform(height * width, "units") * 2**24).long(), "b (h w) -> b h w", h=height)
         patches = units.repeat_interleave(self.unit, 1).repeat_interleave(self.unit, 2)
-        return rearrange(patches[:, : grid.height, : grid.width], "b h w -> b (h w)")
+        patches = rearrange(patches[:, : grid.height, : grid.width], "b h w -> b (h w)")
+        places = (noise.uniform(grid.num_patches, "patches") * 2**24).long()
+        return ((patches << 24) + places).argsort(dim=1, stable=True)
 
     def check(self, grid: Grid, num_visible: int) -> None:
         """ValueError for units that leave nothing to choose."""

@@ -28,7 +28,7 @@ _MANY = 1024  # planes, and patches in the side of one, beyond which memory is s
 
 @dataclass(frozen=True)
 class ColorNoise(MaskStrategy):
-    """Ranks a window of coloured noise (ColorMAE)."""
+    """Keeps the peaks of coloured noise (ColorMAE)."""
 
     ratio: Ratio = _THREE_QUARTERS  # how many patches are hidden
     color: Color = "green"  # red: large holes; blue: evenly spread; green: middle-sized clusters; purple: small and large, nothing between; white: as Uniform

@@ -23,7 +23,7 @@ _LEAST = 1e-12  # importance below this counts as this: such patches are drawn l
 
 @dataclass(frozen=True)
 class Guided(MaskStrategy):
-    """Keeps or hides patches by their importance."""
+    """Keeps or hides patches by importance (MaskAlign, AttMask)."""
 
     ratio: Ratio = _THREE_QUARTERS  # how many patches are hidden
     guided_by: Guide = "objective"  # who gives the importance: the objective's teacher, the image's gradients, or the sample's boxes

@@ -17,11 +17,12 @@ from masking.mask import Grid
 from masking.ratio import FixedRatio, Ratio
 
 _SIXTY_FIVE_PERCENT = FixedRatio(0.65)
+_TIE = 1e-4
 
 
 @dataclass(frozen=True)
 class InverseBlock(MaskStrategy):
-    """Keeps one rectangle, wrapped around the edges."""
+    """Keeps one rectangle, wrapped around the edges (CAPI)."""
 
     ratio: Ratio = _SIXTY_FIVE_PERCENT  # how many patches are hidden
     aspect: tuple[float, float] = (0.5, 2.0)  # height over width of the rectangle that stays
@@ -33,7 +34,9 @@ class InverseBlock(MaskStrategy):
         root = torch.exp((low + shape * (high - low)) / 2)
         down = _around(grid.height, y) / rearrange(root, "b -> b 1")
         across = _around(grid.width, x) * rearrange(root, "b -> b 1")
-        away = torch.maximum(rearrange(down, "b h -> b h 1"), rearrange(across, "b w -> b 1 w"))
+        down, across = rearrange(down, "b h -> b h 1"), rearrange(across, "b w -> b 1 w")
+        # Of the last row or column, which the count may cut, what is nearest to the middle stays, on no preferred side.
+        away = torch.maximum(down, across) + _TIE * torch.minimum(down, across)
         return -rearrange(away, "b h w -> b (h w)")
 
     def check(self, grid: Grid, num_visible: int) -> None:

@@ -21,7 +21,7 @@ _THREE_QUARTERS = FixedRatio(0.75)
 
 @dataclass(frozen=True)
 class Region(MaskStrategy):
-    """Hides one share of a region and another of the rest."""
+    """Hides one share of a region, another outside it (after OneRef)."""
 
     ratio: Ratio = _THREE_QUARTERS  # how many patches are hidden in all
     inside: float = 0.9  # share of the region's patches that is hidden, as near as the total allows

@@ -15,7 +15,7 @@ _THREE_QUARTERS = FixedRatio(0.75)
 
 @dataclass(frozen=True)
 class Uniform(MaskStrategy):
-    """Independent uniform noise per patch."""
+    """Hides every patch with the same chance (MAE)."""
 
     ratio: Ratio = _THREE_QUARTERS  # how many patches are hidden
 

@@ -1,110 +1,249 @@
-"""The picture behind `lacuna masks`: a row for every strategy, with a few masks, where they fall, and their numbers."""
+"""The picture behind `lacuna masks`: a row for every strategy, with a few masks, where they fall, their spectrum and
+their numbers. It is about as wide as the text of a printed page at 300 dots per inch."""
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from masking.gallery import Coverage, Exhibit, gallery
+from masking.coverage import Coverage
+from masking.gallery import Exhibit, Refusal, exhibit_or_refusal, variants
+from masking.importance import gradient_energy
 from masking.mask import Grid
+from pretrain.tracking.masks_tiles import (
+    ACCENT,
+    FAINT,
+    HIDDEN,
+    INK,
+    PAPER,
+    RULE,
+    Rgb,
+    Size,
+    frequency_scale,
+    frequency_tile,
+    mask_tile,
+    spectrum_tile,
+)
 from pretrain.tracking.panels import font
 
-_PAPER, _INK, _FAINT = (252, 252, 250), (32, 33, 36), (118, 120, 124)
-_VISIBLE, _HIDDEN = (226, 177, 94), (52, 60, 74)  # patches without a photograph: shown ones light, hidden ones dark
-_LOW, _HIGH = (252, 244, 224), (52, 60, 74)  # never hidden, always hidden
-_TILE_PX, _GUTTER_PX, _EDGE_PX, _TEXT_PX = 176, 10, 28, 350
-_NUM_MASKS = 4
+NUM_MASKS = 4
+_TILE_PX = 154  # the longer side of a mask, where patches fit into that
+_EDGE_PX, _GAP_PX, _BETWEEN_PX, _PAD_PX = 48, 40, 10, 16
+_WORDS_PX, _PLOT_PX, _NUMBER_PX, _SPACE_PX = 480, (290, 154), 90, 22
+_TITLE, _NAME, _TEXT, _SMALL = 54, 32, 27, 23  # letters, pixels
+_HEADS = ("visible\nbeside", "alone\n%", "groups", "nearest", "farthest", "uneven\n%")
+_LEGEND = (
+    "visible beside: of the 4 neighbours of a visible patch, how many are visible too. alone: visible patches without "
+    "any. groups: of visible patches that hang together. nearest: distance from a hidden patch to the nearest visible "
+    "one, in patches. farthest: the largest such distance in an image. uneven: standard deviation over places of how "
+    "often each is hidden.",
+    "spectrum: power of a mask against that of white noise, from 0 to 0.71 cycles per patch, on a logarithmic scale; "
+    "below it, percent of the power in four bands, which end at 0.12, 0.25, 0.38 and 0.71 cycles per patch.",
+)
 
 
-def masks_sheet(grid: Grid, ratio: float, photo: Image.Image | None, seed: int) -> Image.Image:
-    """The picture of all strategies, over photo where given."""
+def masks_sheet(
+    grid: Grid,
+    ratio: float,
+    photos: Sequence[Image.Image],
+    seed: int,
+    wanted: Sequence[str] = (),
+    advance: Callable[[], None] = lambda: None,
+) -> Image.Image:
+    """The picture of the wanted strategies, of all where none is named, with mask i over photo i modulo their number;
+    advance is called after each. ValueError for a strategy that does not exist."""
+    num_draws = min(2000, max(2_000_000 // grid.num_patches, 64))
+    detail = torch.cat([_detail(photo, grid) for photo in photos]) if photos else None
+    shown: list[Exhibit] = []
+    refused: list[Refusal] = []
+    for name, strategy in variants(ratio, wanted).items():
+        item = exhibit_or_refusal(name, strategy, grid, NUM_MASKS, num_draws, seed, detail)
+        if isinstance(item, Exhibit):
+            shown.append(item)
+        else:
+            refused.append(item)
+        advance()
+    shown.sort(key=lambda item: item.coverage.distance)
+    blind, guided = ([item for item in shown if item.guided == guided] for guided in (False, True))
+    layout = _layout(grid, photos, shown)
+    strips = [_head(layout, ratio, num_draws)]
+    whose = "the gradients of the photographs" if photos else "an imagined object, a smooth hill or a box"
+    for title, items in (("Blind to the image", blind), (f"Guided by {whose}", guided)):
+        strips += [_section(layout, title), *(_row(layout, item) for item in items)] if items else []
+    if refused:
+        strips += [_section(layout, "Not possible here"), *(_refusal(layout, item) for item in refused)]
+    return _stack([*strips, _legend(layout)])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things are, in pixels from the left."""
+
+    grid: Grid
+    tile: Size  # of a mask
+    grounds: list[Image.Image]  # photographs of that size
+    masks: int
+    frequency: int
+    plot: int
+    number_ends: list[int]
+    width: int
+    longest: tuple[float, float]  # of the distances, which have no bound of their own
+
+
+def _layout(grid: Grid, photos: Sequence[Image.Image], shown: Sequence[Exhibit]) -> _Layout:
     patch = max(_TILE_PX // max(grid.height, grid.width), 1)
-    size = (grid.width * patch, grid.height * patch)
-    ground = None if photo is None else ImageOps.fit(photo, size, Image.Resampling.LANCZOS)
-    detail = None if photo is None else _detail(ImageOps.fit(photo, (grid.width * 8, grid.height * 8)), grid)
-    exhibits = gallery(grid, ratio, _NUM_MASKS, seed=seed, detail=detail)
-    row_height = max(size[1], 150) + 3 * _GUTTER_PX
-    width = 2 * _EDGE_PX + (_NUM_MASKS + 1) * (size[0] + _GUTTER_PX) + _GUTTER_PX + _TEXT_PX
-    sheet = Image.new("RGB", (width, 96 + row_height * len(exhibits)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    visible = round(exhibits[0].coverage.share_visible * grid.num_patches) if exhibits else 0
-    draw.text((_EDGE_PX, 22), "Mask strategies", _INK, font=font(24))
-    draw.text(
-        (_EDGE_PX, 54),
-        f"{grid.height} x {grid.width} patches, {visible} of {grid.num_patches} visible; the last column shows how "
-        "often each patch is hidden",
-        _FAINT,
-        font=font(14),
+    tile = (grid.width * patch, grid.height * patch)
+    masks = _EDGE_PX + _WORDS_PX + _GAP_PX
+    frequency = masks + NUM_MASKS * (tile[0] + _BETWEEN_PX) + _GAP_PX - _BETWEEN_PX
+    plot = frequency + max(tile[0], _TILE_PX) + _GAP_PX
+    numbers = plot + _PLOT_PX[0] + _GAP_PX
+    ends = [numbers + _NUMBER_PX + index * (_NUMBER_PX + _SPACE_PX) for index in range(len(_HEADS))]
+    grounds = [ImageOps.fit(photo, tile, Image.Resampling.LANCZOS) for photo in photos]
+    nearest = max((item.coverage.distance for item in shown), default=1.0)
+    farthest = max((item.coverage.farthest for item in shown), default=1.0)
+    return _Layout(grid, tile, grounds, masks, frequency, plot, ends, ends[-1] + _EDGE_PX, (nearest, farthest))
+
+
+def _head(layout: _Layout, ratio: float, num_draws: int) -> Image.Image:
+    strip, draw = _strip(layout, 296)
+    grid = layout.grid
+    visible = int(grid.num_patches * (1 - ratio) + 1e-6)
+    words = (
+        f"{grid.height} x {grid.width} patches, {visible} of {grid.num_patches} visible; numbers over {num_draws:,} "
+        "masks; each part ordered by nearest"
     )
-    for index, item in enumerate(exhibits):
-        _row(sheet, 90 + index * row_height, item, ground, size)
+    draw.text((_EDGE_PX, 36), "Mask strategies", INK, font=font(_TITLE))
+    draw.text((_EDGE_PX, 108), words, FAINT, font=font(_TEXT))
+    bottom = 250
+    for x, title in ((layout.masks, "masks"), (layout.frequency, "how often\nhidden"), (layout.plot, "spectrum")):
+        draw.text((x, bottom), title, INK, font=font(_TEXT), anchor="ld")
+    for x, title in zip(layout.number_ends, _HEADS, strict=True):
+        draw.text((x, bottom), title, INK, font=font(_TEXT), anchor="rd", align="right")
+    scale = (max(layout.tile[0], _TILE_PX), 8)
+    strip.paste(frequency_scale(1 - visible / grid.num_patches, scale), (layout.frequency, bottom + 8))
+    for x, words, anchor in ((0, "never", "la"), (scale[0], "always", "ra")):
+        draw.text((layout.frequency + x, bottom + 18), words, FAINT, font=font(_SMALL - 3), anchor=anchor)
+    return strip
+
+
+def _section(layout: _Layout, title: str) -> Image.Image:
+    strip, draw = _strip(layout, 54)
+    draw.line([(_EDGE_PX, 1), (layout.width - _EDGE_PX, 1)], INK, 2)
+    draw.text((_EDGE_PX, 17), title, FAINT, font=font(_TEXT))
+    return strip
+
+
+def _row(layout: _Layout, item: Exhibit) -> Image.Image:
+    words = _words(item.name, item.summary, item.settings, _WORDS_PX)
+    strip, draw = _strip(layout, max(_height(words), layout.tile[1], _PLOT_PX[1]) + 2 * _PAD_PX)
+    draw.line([(_EDGE_PX, 0), (layout.width - _EDGE_PX, 0)], RULE)
+    _write(draw, words)
+    for index, hidden in enumerate(item.hidden):
+        ground = layout.grounds[index % len(layout.grounds)] if layout.grounds else None
+        strip.paste(
+            mask_tile(hidden, ground, layout.tile), (layout.masks + index * (layout.tile[0] + _BETWEEN_PX), _PAD_PX)
+        )
+    strip.paste(frequency_tile(item.frequency, layout.tile), (layout.frequency, _PAD_PX))
+    strip.paste(spectrum_tile(item.coverage, _PLOT_PX), (layout.plot, _PAD_PX))
+    for x, (number, share) in zip(layout.number_ends, _numbers(item.coverage, layout), strict=True):
+        draw.text((x, _PAD_PX - 3), number, INK, font=font(_NAME - 2), anchor="ra")
+        _bar(draw, x, share)
+    return strip
+
+
+def _numbers(coverage: Coverage, layout: _Layout) -> tuple[tuple[str, float], ...]:
+    """In the order of _HEADS, each with how full its bar is."""
+    num_visible = coverage.share_visible * layout.grid.num_patches
+    return (
+        (f"{coverage.visible_neighbours:.2f}", coverage.visible_neighbours / 4),
+        (f"{100 * coverage.share_isolated:.0f}", coverage.share_isolated),
+        (f"{coverage.components:.1f}", coverage.components / num_visible),
+        (f"{coverage.distance:.2f}", coverage.distance / layout.longest[0]),
+        (f"{coverage.farthest:.1f}", coverage.farthest / layout.longest[1]),
+        (f"{100 * coverage.unevenness:.0f}", coverage.unevenness / 0.5),
+    )
+
+
+def _bar(draw: ImageDraw.ImageDraw, right: int, share: float) -> None:
+    left, top = right - _NUMBER_PX, _PAD_PX + 38
+    draw.rectangle((left, top, right - 1, top + 5), HIDDEN)
+    draw.rectangle((left, top, left + round(min(share, 1) * (_NUMBER_PX - 1)), top + 5), ACCENT)
+
+
+def _refusal(layout: _Layout, item: Refusal) -> Image.Image:
+    words = _words(item.name, item.summary, item.settings, _WORDS_PX)
+    why = _wrapped(item.why, _TEXT, INK, layout.width - layout.masks - _EDGE_PX)
+    strip, draw = _strip(layout, max(_height(words), _height(why)) + 2 * _PAD_PX)
+    draw.line([(_EDGE_PX, 0), (layout.width - _EDGE_PX, 0)], RULE)
+    _write(draw, words)
+    _write(draw, why, layout.masks)
+    return strip
+
+
+def _legend(layout: _Layout) -> Image.Image:
+    words = [line for text in _LEGEND for line in _wrapped(text, _SMALL, FAINT, layout.width - 2 * _EDGE_PX)]
+    strip, draw = _strip(layout, _height(words) + 60)
+    draw.line([(_EDGE_PX, 1), (layout.width - _EDGE_PX, 1)], INK, 2)
+    _write(draw, words, top=20)
+    return strip
+
+
+_Lines = list[tuple[str, int, Rgb]]  # words, size in pixels, colour
+
+
+def _words(name: str, summary: str, settings: str, width: int) -> _Lines:
+    lines = _wrapped(name, _NAME, INK, width) + _wrapped(summary, _TEXT, FAINT, width)
+    return lines + _wrapped(settings, _SMALL, ACCENT, width)
+
+
+def _wrapped(text: str, size: int, colour: Rgb, width: int) -> _Lines:
+    """Lines no wider than so many pixels, but for words that are."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [(line, size, colour) for line in lines]
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: _Lines, left: int = _EDGE_PX, top: int = _PAD_PX - 5) -> None:
+    for text, size, colour in lines:
+        draw.text((left, top), text, colour, font=font(size))
+        top += _line_height(size)
+
+
+def _height(lines: _Lines) -> int:
+    return sum(_line_height(size) for _, size, _ in lines)
+
+
+def _line_height(size: int) -> int:
+    return round(1.3 * size)
+
+
+def _strip(layout: _Layout, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    strip = Image.new("RGB", (layout.width, height), PAPER)
+    return strip, ImageDraw.Draw(strip)
+
+
+def _stack(strips: list[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), PAPER)
+    y = 0
+    for strip in strips:
+        sheet.paste(strip, (0, y))
+        y += strip.height
     return sheet
 
 
-def _row(sheet: Image.Image, top: int, item: Exhibit, ground: Image.Image | None, size: tuple[int, int]) -> None:
-    tiles = [_tile(hidden, ground, size) for hidden in item.hidden]
-    tiles.append(_colours(item.frequency, _LOW, _HIGH, size))
-    x = _EDGE_PX
-    for index, tile in enumerate(tiles):
-        x += _GUTTER_PX if index == len(tiles) - 1 else 0
-        sheet.paste(tile, (x, top))
-        x += size[0] + _GUTTER_PX
-    _words(ImageDraw.Draw(sheet), x + _GUTTER_PX, top, item)
-
-
-def _words(draw: ImageDraw.ImageDraw, x: int, top: int, item: Exhibit) -> None:
-    draw.text((x, top - 3), item.name, _INK, font=font(19))
-    y = top + 24
-    for line in textwrap.wrap(item.summary, 48)[:2]:
-        draw.text((x, y), line, _FAINT, font=font(13))
-        y += 17
-    y += 8
-    for label, value in _lines(item.coverage):
-        draw.text((x, y), label, _FAINT, font=font(13))
-        draw.text((x + _TEXT_PX - 30, y), value, _INK, font=font(13), anchor="ra")
-        y += 18
-
-
-def _lines(coverage: Coverage) -> list[tuple[str, str]]:
-    return [
-        ("visible", f"{100 * coverage.share_visible:.1f} %"),
-        ("visible of a hidden patch's 4 neighbours", f"{coverage.visible_neighbours:.2f}"),
-        ("hidden with nothing visible around", f"{100 * coverage.share_isolated:.1f} %"),
-        ("patches to the nearest visible one", f"{coverage.distance:.2f}"),
-        ("unevenness over the picture", f"{100 * coverage.unevenness:.1f} %"),
-    ]
-
-
-def _tile(hidden: Tensor, ground: Image.Image | None, size: tuple[int, int]) -> Image.Image:
-    if ground is None:
-        return _colours(hidden.float(), _VISIBLE, _HIDDEN, size)
-    cover = Image.fromarray((hidden.to(torch.uint8) * 255).numpy()).resize(size, Image.Resampling.NEAREST)
-    return Image.composite(Image.new("RGB", size, (128, 128, 128)), ground, cover)
-
-
-def _colours(
-    values: Tensor, low: tuple[int, int, int], high: tuple[int, int, int], size: tuple[int, int]
-) -> Image.Image:
-    """values (h, w) in 0..1 between two colours, each patch set apart by a thin line where there is room."""
-    share = rearrange(values, "h w -> h w 1")
-    mixed = (torch.tensor(low) * (1 - share) + torch.tensor(high) * share).round().to(torch.uint8)
-    tile = Image.fromarray(mixed.numpy()).resize(size, Image.Resampling.NEAREST)
-    patch = size[0] // values.shape[1]
-    if patch >= 8:
-        draw = ImageDraw.Draw(tile)
-        for x in range(patch, size[0], patch):
-            draw.line([(x, 0), (x, size[1])], _PAPER)
-        for y in range(patch, size[1], patch):
-            draw.line([(0, y), (size[0], y)], _PAPER)
-    return tile
-
-
 def _detail(photo: Image.Image, grid: Grid) -> Tensor:
-    """How much happens in each patch of photo, (N,) float: the spread of its grey values."""
-    grey = torch.frombuffer(bytearray(photo.convert("L").tobytes()), dtype=torch.uint8).float()
-    pixels = rearrange(grey, "(h p w q) -> (h w) (p q)", h=grid.height, p=8, w=grid.width, q=8)
-    return reduce((pixels - pixels.mean(1, keepdim=True)) ** 2, "n p -> n", "mean").sqrt()
+    """How much happens in each patch of photo, (1, N) float."""
+    size = (grid.width * 16, grid.height * 16)
+    small = ImageOps.fit(photo.convert("RGB"), size, Image.Resampling.LANCZOS)
+    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
+    return gradient_energy(rearrange(pixels, "(h w c) -> 1 c h w", w=size[0], c=3), grid)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from einops import rearrange, repeat
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from masking.mask import Grid
 from pretrain.errors import ConfigError
+from pretrain.tracking.progress import Progress
 
 COLUMNS = ("original", "masked", "prediction", "paste")
 _GREY = 128  # hidden patches
@@ -82,18 +84,37 @@ def read_cells(path: str | Path) -> Cells | None:
         return None
 
 
-def masks_picture(out: Path, grid: tuple[int, int], ratio: float, on: Path | None = None, seed: int = 0) -> Path:
-    """Draws every mask strategy with its statistics to out, a PNG; over the photograph at `on` where given."""
+def masks_picture(
+    out: Path,
+    grid: tuple[int, int],
+    ratio: float,
+    on: Sequence[Path] = (),
+    seed: int = 0,
+    strategies: Sequence[str] = (),
+) -> Path:
+    """Draws the named mask strategies, all where none is named, with their statistics to out, a PNG; over the
+    photographs at `on` where given."""
+    from masking.gallery import variants
     from pretrain.tracking.masks_sheet import masks_sheet
 
+    if Path(out).suffix.lower() != ".png":
+        raise ConfigError(f"--out={out}; the picture is a PNG, so give it a name that ends in .png")
     cells = Grid(*grid)
-    visible = int(cells.num_patches * (1 - ratio) + 1e-6)
-    if not 0 < ratio < 1 or not 1 <= visible < cells.num_patches:
+    if cells.num_patches < 2:
+        raise ConfigError(f"--grid={grid[0]}x{grid[1]} has nothing both to hide and to show; give 2 patches or more")
+    if not 0 < ratio < 1 or not 1 <= int(cells.num_patches * (1 - ratio) + 1e-6) < cells.num_patches:
         raise ConfigError(
-            f"--ratio={ratio} leaves {visible} of {cells.num_patches} patches visible; give a share above 0 and below "
-            f"1 that leaves 1 to {cells.num_patches - 1}"
+            f"--ratio={ratio}; give a share above 0 and below 1 that leaves 1 to {cells.num_patches - 1} of "
+            f"{cells.num_patches} patches visible"
         )
-    return _save(masks_sheet(cells, ratio, _photo(on) if on is not None else None, seed), Path(out))
+    photos = [_photo(path) for path in on]
+    try:
+        number = len(variants(ratio, strategies))
+    except ValueError as error:
+        raise ConfigError(f"--strategy: {error}") from error
+    with Progress(number, "strategies", "masks") as progress:
+        sheet = masks_sheet(cells, ratio, photos, seed, strategies, progress.advance)
+    return _save(sheet, Path(out))
 
 
 def font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
@@ -153,7 +174,7 @@ def _sheet(rows: list[dict[str, Image.Image]], title: str) -> tuple[Image.Image,
 def _photo(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ConfigError(f"--on={path}: {error}; give a JPEG, PNG or WEBP photograph") from error
 

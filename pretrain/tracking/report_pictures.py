@@ -52,14 +52,15 @@ def masks(run: RunData) -> str:
         height, width = config.data.image_size
         patch = config.backbone.patch_size
         grid = Grid(height // patch, width // patch)
-        shown = exhibit(type(config.mask).__name__, config.mask, grid, num_masks=4, seed=config.seed)
+        shown = exhibit(type(config.mask).__name__, config.mask, grid, 4, seed=config.seed)
     except (ConfigError, ImportError, ValueError, ArithmeticError) as error:
         return f'<p class="note">The masks cannot be drawn by this version: {escape(str(error))}.</p>'
     figures = [f"<figure>{_mask_svg(hidden.tolist())}</figure>" for hidden in shown.hidden]
     figures.append(
         f"<figure>{_frequency_svg(shown.frequency.tolist())}<figcaption>how often visible</figcaption></figure>"
     )
-    return f'<div class="card"><div class="masks">{"".join(figures)}{_numbers(shown)}</div></div>'
+    note = '<p class="note">They depend on the image: these are masks of imagined objects.</p>' if shown.guided else ""
+    return f'<div class="card"><div class="masks">{"".join(figures)}{_numbers(shown)}</div></div>{note}'
 
 
 def _numbers(shown: Exhibit) -> str:
@@ -67,9 +68,12 @@ def _numbers(shown: Exhibit) -> str:
     rows = [
         ("strategy", shown.name),
         ("visible", f"{100 * numbers.share_visible:.1f} %"),
-        ("visible of a hidden patch's 4 neighbours", f"{numbers.visible_neighbours:.2f}"),
-        ("hidden with nothing visible around", f"{100 * numbers.share_isolated:.1f} %"),
-        ("patches to the nearest visible one", f"{numbers.distance:.2f}"),
+        ("visible of a visible patch's 4 neighbours", f"{numbers.visible_neighbours:.2f}"),
+        ("visible with no visible neighbour", f"{100 * numbers.share_isolated:.0f} %"),
+        ("groups of visible patches", f"{numbers.components:.1f}"),
+        ("patches from a hidden one to the nearest visible", f"{numbers.distance:.2f}"),
+        ("the same, farthest in an image", f"{numbers.farthest:.1f}"),
+        ("of the mask's power, in waves of 4 patches and longer", f"{100 * sum(numbers.bands[:2]):.0f} %"),
     ]
     cells = "".join(f'<tr><th>{escape(name)}</th><td class="n">{escape(value)}</td></tr>' for name, value in rows)
     return f'<table class="plain">{cells}</table>'

@@ -8,7 +8,8 @@ from collections import Counter
 from html import escape
 from typing import Any
 
-from pretrain.config import Config
+from pretrain.config import component, to_json
+from pretrain.errors import ConfigError
 from pretrain.tracking.lines import Record
 from pretrain.tracking.run_data import RunData
 
@@ -58,9 +59,9 @@ def bad_samples(run: RunData) -> str:
 
 def config_tables(run: RunData) -> str:
     """Every setting, a card a group; those that differ from their default stand out."""
-    defaults = _defaults()
     top = {name: value for name, value in run.config.items() if not isinstance(value, dict) and name != "type"}
-    groups = {"run": top, **{name: value for name, value in run.config.items() if isinstance(value, dict)}}
+    parts = {name: value for name, value in run.config.items() if isinstance(value, dict)}
+    groups, defaults = {"run": top, **parts}, _defaults(parts)
     return f'<div class="columns">{"".join(_group(name, value, defaults) for name, value in groups.items())}</div>'
 
 
@@ -111,16 +112,17 @@ def _words(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _defaults() -> dict[str, Any]:
-    """Default of every setting that has one, as JSON has it, by its key."""
-    from typing import get_type_hints
-
+def _defaults(groups: dict[str, Record]) -> dict[str, Any]:
+    """Default of every setting that has one, as JSON has it, by its key; of types this version has not, none."""
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(Config).items():
-        for item in dataclasses.fields(hint) if dataclasses.is_dataclass(hint) else ():
+    for name, group in groups.items():
+        try:
+            items = dataclasses.fields(component(group.get("type"), name))
+        except ConfigError:
+            continue
+        for item in items:
             if item.default is not dataclasses.MISSING:
-                default = item.default
-                found[f"{name}.{item.name}"] = list(default) if isinstance(default, tuple) else default
+                found |= dict(_flat({item.name: to_json(item.default)}, f"{name}."))
     return found
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from masking.attention.op import attention, cross_attention, forced, self_attention
+from masking.attention.op import attention, choose, cross_attention, forced, self_attention
 from masking.attention.reference import weighted_attention_reference
 from masking.attention.weighting import Weighting
 from tests.masking.attention_cases import error, members, projections, run
@@ -174,6 +174,13 @@ def test_compiling_breaks_no_graph_and_changes_no_bit():
     got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), [qkv, alpha])
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
     assert torch._dynamo.explain(layer)(qkv, alpha).graph_break_count == 0
+
+
+def test_the_choice_for_a_gpu_is_made_while_compiling_and_breaks_no_graph():
+    def layer(x, a):
+        return x * len(choose("cuda", torch.bfloat16, Weighting(alpha=a)).reason)
+
+    assert torch._dynamo.explain(layer)(*operands()).graph_break_count == 0
 
 
 def test_checkpointing_changes_no_bit():

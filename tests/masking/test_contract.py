@@ -85,11 +85,23 @@ def test_a_draw_is_named_by_seed_and_step(strategy):
 
 @every_strategy
 def test_masks_do_not_depend_on_the_device(strategy):
-    """The gpu half of this stands in test_noise.py; here: nothing asks for another device than the rows'."""
+    """Here: nothing asks for another device than the rows'. The test below has the rest."""
     with torch.device("meta"):  # what is created without naming a device lands here, and cannot be computed with
         ids = torch.arange(BATCH, device="cpu")
         given = None if strategy.guided_by is None else torch.ones(BATCH, 60, device="cpu")
         assert drawn_on_cpu(strategy.at(0), ids, given).hidden.device.type == "cpu"
+
+
+@pytest.mark.gpu
+@every_strategy
+def test_a_gpu_draws_the_masks_that_a_cpu_draws(strategy):
+    ids, given = torch.arange(256), torch.rand(256, 196)
+    given = given if strategy.at(0).guided_by else None
+    cpu = draw(strategy, GRIDS[0], ids, 1, 2, given)
+    gpu = draw(strategy, GRIDS[0], ids, 1, 2, None if given is None else given.cuda(), device="cuda")
+    differ = (cpu.hidden != gpu.hidden.cpu()).float().mean()
+    rounds = type(strategy).__name__ in ("Block", "InverseBlock", "Guided", "Mixture", "Schedule")  # exp and log do
+    assert differ <= (0.002 if rounds else 0)
 
 
 def drawn_on_cpu(strategy, ids, given):
@@ -149,3 +161,20 @@ def test_the_numbers_of_a_row_are_its_own():
     assert torch.equal(noise.take(torch.tensor([2, 0])).uniform(50, "a"), whole[[2, 0]])
     assert torch.equal(noise.uniform(20, "a"), whole[:, :20])
     assert not torch.equal(noise.uniform(50, "b"), whole)
+
+
+def test_the_numbers_are_uniform_and_independent():
+    rows = torch.arange(4000)
+    noise = named_noise(rows, 7, "mask", 3)
+    one, other = noise.uniform(256, "a").double(), noise.uniform(256, "b").double()
+    next_step = named_noise(rows, 7, "mask", 4).uniform(256, "a").double()
+    counts = torch.histc(one.float(), bins=1024, min=0, max=1)
+    assert ((counts - 1000).square() / 1000).sum() < 1024 + 5 * (2 * 1024) ** 0.5  # chi-square
+    pairs = {
+        "names": (one, other), "steps": (one, next_step), "rows": (one[1:], one[:-1]),
+        "indices": (one[:, 1:], one[:, :-1]), "far indices": (one[:, 128:], one[:, :128]),
+    }  # fmt: skip
+    for what, (x, y) in pairs.items():
+        correlation = torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1]
+        assert abs(correlation) < 5 / one.numel() ** 0.5, what
+    assert len(one.flatten().unique()) > one.numel() * 0.96  # of 2**24 values, as chance has it

@@ -67,6 +67,20 @@ def test_units_may_be_cut_off_at_the_edge_and_one_may_be_cut_by_the_ratio():
         assert sum(bool(part.any() and not part.all()) for part in parts) <= 1
 
 
+@pytest.mark.parametrize(
+    ("strategy", "grid"),
+    [(Coarse(FixedRatio(0.9)), Grid(6, 10)), (Coarse(FixedRatio(0.5), unit=5), Grid(8, 8)),
+     (InverseBlock(FixedRatio(0.2)), Grid(8, 8)), (InverseBlock(FixedRatio(0.7)), Grid(5, 9))],
+)  # fmt: skip
+def test_what_the_count_cuts_prefers_no_place(strategy, grid):
+    share = hidden(strategy, grid, 8000).float().mean(0)
+    ratio = float(share.mean())
+    if isinstance(strategy, Coarse) and strategy.unit == 5:  # units of different sizes: only mirror images are alike
+        assert (share[:5, :5].std() < 0.02) and (share[:5, :5].max() - share[:5, :5].min() < 0.04)
+        return
+    assert (share - ratio).abs().max() < 5 * (ratio * (1 - ratio) / 8000) ** 0.5
+
+
 def test_blocks_are_the_rectangles_drawn_one_after_the_other():
     strategy = Block(FixedRatio(0.5))
     noise = named_noise(torch.arange(60), 3, "mask", 5)

@@ -125,8 +125,9 @@ def test_the_choice_on_a_cpu_and_without_a_measured_gpu():
     soft, padded = Weighting(alpha=torch.ones(())), Weighting(key_lengths=torch.ones(2))
     learned = Weighting(key_bias=torch.zeros(7, requires_grad=True))
     assert choose("cpu", torch.float32, soft).name == "matmul"
-    assert choose("cpu", torch.float32, padded).name == "sdpa"
-    assert choose("cpu", torch.bfloat16, padded).name == "matmul"
+    assert choose("cpu", torch.float32, padded).name == "matmul"
+    assert choose("cpu", torch.float32, Weighting(causal=True)).name == "sdpa"
+    assert choose("cpu", torch.bfloat16, Weighting(causal=True)).name == "matmul"
     assert choose("cpu", torch.float32, learned).name == "matmul"
     assert choose("cuda", torch.float32, soft).name == "matmul"
     assert choose("cuda", torch.bfloat16, soft, Shape(256, 50, 50)).name == "matmul"

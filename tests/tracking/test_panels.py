@@ -82,8 +82,8 @@ def test_a_picture_that_is_no_panel_has_no_cells(tmp_path):
 def test_the_masks_picture_is_drawn_with_and_without_a_photograph(tmp_path):
     photo = tmp_path / "photo.png"
     Image.effect_noise((64, 48), 60).convert("RGB").save(photo)
-    for on in (None, photo):
-        path = masks_picture(tmp_path / "masks.png", (8, 6), 0.75, on=on)
+    for on in ([], [photo], [photo, photo]):
+        path = masks_picture(tmp_path / "masks.png", (8, 6), 0.75, on, strategies=["Uniform", "Guided"])
         with Image.open(path) as picture:
             assert picture.width > 600
 
@@ -96,4 +96,4 @@ def test_a_ratio_that_hides_all_or_nothing_is_refused(tmp_path, ratio):
 
 def test_a_photograph_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--on"):
-        masks_picture(tmp_path / "masks.png", (8, 8), 0.75, on=tmp_path / "absent.jpg")
+        masks_picture(tmp_path / "masks.png", (8, 8), 0.75, on=[tmp_path / "absent.jpg"])

@@ -133,6 +133,16 @@ def test_settings_that_differ_from_their_default_stand_out(html):
     assert set(changed) == {"image_size", "batch_size", "size", "patch_size", "decoder_width", "wandb"}
 
 
+def test_settings_of_a_part_that_this_version_has_not_are_shown_as_they_are(tmp_path):
+    run_dir = write_run(tmp_path / "run", panels=())
+    config = json.loads((run_dir / "config.json").read_text())
+    config["objective"] = {"type": "pretrain.objectives.later:LaterConfig", "patience": 7}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    html = write_report(run_dir).read_text()
+    assert re.search(r"<tr><th>patience</th><td>7</td>", html)
+    assert re.search(r'<tr><th>batch_size</th><td class="changed">8</td>', html)
+
+
 def test_a_run_with_nothing_but_a_config_has_a_page_of_sentences(tmp_path):
     run_dir = write_run(tmp_path / "run", num_steps=0, evaluations=False, panels=())
     text = Page(write_report(run_dir).read_text()).text
