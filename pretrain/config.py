@@ -168,7 +168,7 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     current, hint = getattr(node, path[0]), typing.get_type_hints(type(node))[path[0]]
     if len(path) > 1:
         if current is None:  # a group that is off begins with its defaults
-            current = next((part() for part in get_args(hint) if dataclasses.is_dataclass(part)), None)
+            current = next((part() for part in get_args(hint) if dataclasses.is_dataclass(part)), None)  # type: ignore[operator]
         if not dataclasses.is_dataclass(current):
             raise ConfigError(f"unknown setting {key!r}: {path[0]} is a single value; write {path[0]}=value")
         return dataclasses.replace(node, **{path[0]: _replace(current, path[1:], text, key)})
