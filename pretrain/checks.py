@@ -11,13 +11,11 @@ from pretrain.errors import ConfigError
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
-    BELOW_1,
     POSITIVE,
     RANGE_IN_1,
     SHARE,
     Range,
     check_ranges,
-    check_width,
 )
 
 _RANGES: dict[str, Range] = {
@@ -41,12 +39,6 @@ _RANGES: dict[str, Range] = {
     "data.error_ratio": SHARE,
     "data.error_run": AT_LEAST_1,
     "data.cache_gb": POSITIVE,
-    "backbone.patch_size": AT_LEAST_1,
-    "backbone.registers": AT_LEAST_0,
-    "backbone.drop_path": BELOW_1,
-    "backbone.width": AT_LEAST_1,
-    "backbone.depth": AT_LEAST_1,
-    "backbone.heads": AT_LEAST_1,
     "optim.base_lr": POSITIVE,
     "optim.betas": ("two numbers, each from 0 to below 1", lambda v: all(0 <= b < 1 for b in v)),
     "optim.eps": POSITIVE,
@@ -75,14 +67,21 @@ _RANGES: dict[str, Range] = {
 def check(config: Config, world_size: int = 1) -> None:
     """Raises ConfigError for the first setting, or combination, that cannot be meant on world_size processes."""
     check_ranges(flatten(config), _RANGES)
+    config.backbone.check()
     _check_name_and_length(config)
     _check_batch(config, world_size)
     _check_channels(config)
     _check_grid(config)
-    width, _, heads = config.backbone.dimensions()
-    check_width("backbone.", width, heads)
     config.objective.check()
+    _check_pair(config)
     _check_evaluation(config)
+
+
+def _check_pair(config: Config) -> None:
+    asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
+    if asked is not None and asked not in config.backbone.answers:
+        needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
+        raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
 
 
 def _check_name_and_length(config: Config) -> None:
@@ -155,7 +154,7 @@ def _check_mask(config: Config, grid: Grid) -> None:
 
 def _check_evaluation(config: Config) -> None:
     evaluation, depth = config.evaluation, config.backbone.dimensions()[1]
-    if evaluation.pool == "cls" and not config.backbone.class_token:
+    if evaluation.pool == "cls" and not config.backbone.has_class_token:
         raise ConfigError("evaluation.pool=cls needs backbone.class_token=true; or use evaluation.pool=mean")
     if not -1 <= evaluation.layer < depth:
         raise ConfigError(f"evaluation.layer={evaluation.layer}; blocks are 0 to {depth - 1}, or -1 for the last")

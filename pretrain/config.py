@@ -21,13 +21,15 @@ from typing import Any, Literal, get_args, get_origin
 
 from masking.draw import MaskStrategy
 from masking.strategies import all_strategies
-from pretrain.backbones.vit import ViTConfig
+from pretrain.backbones.base import BackboneConfig
 from pretrain.data.settings import DataConfig
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationConfig
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.settings import TrackingConfig
+
+_NONE = ("None", "none", "off")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Config:
 
     name: str  # name of the run: its directory below runs_dir, its name in W&B
     data: DataConfig  # where the images are and how they are cut
-    backbone: ViTConfig  # the encoder that is pretrained
+    backbone: BackboneConfig  # the encoder that is pretrained
     objective: ObjectiveConfig  # what is predicted, and by which decoder or head
     mask: MaskStrategy  # which patches are hidden
     epochs: float | None = None  # length of the run in passes over the data; give this or steps
@@ -163,17 +165,18 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     if path[0] not in names:
         where = ".".join(key.split(".")[: -len(path)]) or "the config"
         raise ConfigError(f"unknown setting {key!r}{_did_you_mean(path[0], names)}; {where} has {', '.join(names)}")
-    current = getattr(node, path[0])
+    current, hint = getattr(node, path[0]), typing.get_type_hints(type(node))[path[0]]
     if len(path) > 1:
+        if current is None:  # a group that is off begins with its defaults
+            current = next((part() for part in get_args(hint) if dataclasses.is_dataclass(part)), None)  # type: ignore[operator]
         if not dataclasses.is_dataclass(current):
             raise ConfigError(f"unknown setting {key!r}: {path[0]} is a single value; write {path[0]}=value")
         return dataclasses.replace(node, **{path[0]: _replace(current, path[1:], text, key)})
     if isinstance(current, MaskStrategy):
         return dataclasses.replace(node, **{path[0]: _strategy(text, current, key)})
-    if dataclasses.is_dataclass(current):
+    if dataclasses.is_dataclass(current) and not (text in _NONE and _conforms(None, hint)):
         inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(current))
         raise ConfigError(f"{key} is a group of settings; set one of {inner}")
-    hint = typing.get_type_hints(type(node))[path[0]]
     return dataclasses.replace(node, **{path[0]: _parse(text, hint, key)})
 
 
@@ -188,7 +191,7 @@ def _strategy(name: str, current: MaskStrategy, key: str) -> MaskStrategy:
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:
-    if text in ("None", "none", "off") and _conforms(None, hint):
+    if text in _NONE and _conforms(None, hint):
         return None
     if text.lower() in ("true", "false") and _conforms(True, hint):
         return text.lower() == "true"

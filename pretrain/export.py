@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masking.mask import Grid
 from masking.rng import generator
-from pretrain.backbones.vit import ViT, ViTConfig
-from pretrain.config import Config
+from pretrain.backbones.base import Backbone
+from pretrain.backbones.positions import resize_patch_positions
+from pretrain.backbones.vit import ViTConfig
+from pretrain.config import Config, read_config
 from pretrain.engine.load import Loaded, load_backbone
 from pretrain.errors import ConfigError, LacunaError
 from pretrain.patches import normalize
@@ -98,6 +98,7 @@ def export(
         raise ConfigError(f"--to {to}: only timm is known; its files load wherever timm's ViT weights do")
     target, config_path = _paths(Path(out), force)
     import_timm()
+    _timms(read_config(Path(run_dir) / "config.json"))
     loaded = load_backbone(run_dir, weights, step)
     if image_size is not None:
         loaded = replace(loaded, backbone=resized(loaded.backbone, loaded.config, image_size))
@@ -107,7 +108,7 @@ def export(
 def write_timm(loaded: Loaded, target: Path, config_path: Path, license_name: str | None = None) -> ExportReport:
     """Writes the encoder to target and what it is to config_path: both, or neither where timm's encoder differs."""
     backbone, data = loaded.backbone, loaded.config.data
-    architecture, args = timm_architecture(loaded.config.backbone, backbone.grid, backbone.in_chans)
+    architecture, args = timm_architecture(_timms(loaded.config), backbone.grid, backbone.in_chans)
     hub = _hub_config(backbone, loaded.config, architecture, args, license_name)
     origin = f"run {loaded.config.name}, step {loaded.step}, {loaded.which} weights"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def write_timm(loaded: Loaded, target: Path, config_path: Path, license_name: st
 
 
 def check_in_timm(
-    path: Path, backbone: ViT, architecture: str, args: dict[str, Any], mean: Sequence[float], std: Sequence[float]
+    path: Path, backbone: Backbone, architecture: str, args: dict[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> Parity:
     """Loads path in timm, strictly, and compares every tensor and the features of random uint8 images with backbone's;
     timm gets them normalised by mean and std. Raises ExportError where anything is missing, unexpected or different."""
@@ -179,7 +180,7 @@ def timm_architecture(config: ViTConfig, grid: Grid, in_chans: int) -> tuple[str
     return name, args
 
 
-def resized(backbone: ViT, config: Config, image_size: tuple[int, int]) -> ViT:
+def resized(backbone: Backbone, config: Config, image_size: tuple[int, int]) -> Backbone:
     """A copy of backbone for images of image_size (height, width)."""
     p = backbone.patch_size
     if any(size < p or size % p for size in image_size):
@@ -192,13 +193,20 @@ def resized(backbone: ViT, config: Config, image_size: tuple[int, int]) -> ViT:
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """The positions table (1, slots + N, D) of grid old for grid new, bicubic and antialiased as timm does when a model
-    is made for another img_size; the slots of prefix tokens stay."""
+    """The positions table (1, slots + N, D) of grid old for grid new; the slots of prefix tokens stay."""
     slots = table.shape[1] - old.num_patches
-    prefix, patches = table[:, :slots], table[:, slots:]
-    image = rearrange(patches, "one (h w) d -> one d h w", h=old.height, w=old.width)
-    image = F.interpolate(image.float(), (new.height, new.width), mode="bicubic", antialias=True)
-    return torch.cat([prefix, rearrange(image, "one d h w -> one (h w) d").to(table.dtype)], dim=1)
+    return torch.cat([table[:, :slots], resize_patch_positions(table[:, slots:], old, new)], dim=1)
+
+
+def _timms(config: Config) -> ViTConfig:
+    """The encoder's settings; raises ConfigError for one that timm does not have."""
+    if not isinstance(config.backbone, ViTConfig):
+        name = type(config.backbone).__name__.removesuffix("Config")
+        raise ConfigError(
+            f"--to timm: run {config.name} trained {name}, and timm has no such architecture; only ViT can be exported "
+            "to it. Evaluate this run with `lacuna evaluate`, which reads the checkpoint itself"
+        )
+    return config.backbone
 
 
 def _nearest(config: ViTConfig, overridden: bool) -> tuple[str, dict[str, Any]]:
@@ -217,7 +225,7 @@ def _nearest(config: ViTConfig, overridden: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _hub_config(
-    backbone: ViT, config: Config, architecture: str, args: dict[str, Any], license_name: str | None
+    backbone: Backbone, config: Config, architecture: str, args: dict[str, Any], license_name: str | None
 ) -> dict[str, Any]:
     """What timm's hub format keeps in config.json."""
     height, width = (side * backbone.patch_size for side in (backbone.grid.height, backbone.grid.width))
@@ -248,7 +256,7 @@ def _hub_config(
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, backbone: ViT, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
+def _compare(model: nn.Module, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> tuple[float, float]:
     """Largest difference of timm's features from backbone's, and the largest of those."""
     p, grid = backbone.patch_size, backbone.grid
     shape = (2, backbone.in_chans, grid.height * p, grid.width * p)
@@ -258,7 +266,7 @@ def _compare(model: nn.Module, backbone: ViT, mean: Sequence[float], std: Sequen
     return float((ours - theirs).abs().max()), float(ours.abs().max())
 
 
-def _tensors(backbone: ViT) -> dict[str, Tensor]:
+def _tensors(backbone: Backbone) -> dict[str, Tensor]:
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
 
 

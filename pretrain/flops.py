@@ -24,10 +24,11 @@ def train_flops_per_image(config: Config) -> float:
     sizes = Sizes(
         num_patches=grid.num_patches,
         num_visible=config.mask.ratio.num_visible(grid, generator(config.seed, "flops")),
-        num_prefix=int(backbone.class_token) + backbone.registers,
+        num_prefix=backbone.num_prefix,
         width=wide,
         depth=depth,
         num_values=config.data.in_chans * patch**2,
+        block=backbone.block_flops,
     )
     embed = 2 * sizes.num_visible * sizes.num_values * wide
     return 3 * config.objective.forward_flops(sizes) + 2 * embed

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from masking.mask import Grid, Mask
 from masking.rng import prf
-from pretrain.backbones.vit import ViT
+from pretrain.backbones.base import Backbone
 from pretrain.config import Config
 from pretrain.objectives.base import Objective
 from pretrain.types import Features, Losses, Target
@@ -16,7 +16,7 @@ from pretrain.types import Features, Losses, Target
 class PretrainModel(nn.Module):
     """backbone and objective under the names their parameters have in every checkpoint."""
 
-    def __init__(self, backbone: ViT, objective: Objective) -> None:
+    def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
@@ -31,6 +31,10 @@ class PretrainModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def moving(self) -> set[str]:
+        """Names of buffers that change as training goes on."""
+        return {f"backbone.{name}" for name in self.backbone.moving()}
 
 
 def build_model(config: Config) -> PretrainModel:

@@ -24,6 +24,7 @@ class _Pending:
     agreed: Agreed
     waited_s: float
     took_s: float
+    followed: dict[str, float]
 
 
 class StepRecords:
@@ -40,9 +41,12 @@ class StepRecords:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, step: int, lr: float, result: StepResult, agreed: Agreed, waited_s: float, took_s: float) -> None:
-        """Notes one step; nothing is read from the device."""
-        self._pending.append(_Pending(step, lr, result, agreed, waited_s, took_s))
+    def add(
+        self, step: int, lr: float, result: StepResult, agreed: Agreed, waited_s: float, took_s: float,
+        followed: dict[str, float],
+    ) -> None:  # fmt: skip
+        """Notes one step and, by name, what else followed from its number; nothing is read from the device."""
+        self._pending.append(_Pending(step, lr, result, agreed, waited_s, took_s, followed))
 
     def flush(self) -> list[dict[str, Any]]:
         """The lines of the steps noted since the last flush, the same on every rank but for the times."""
@@ -79,6 +83,7 @@ class StepRecords:
             **({f"loss_{name}": _finite(value) for name, value in losses.items()} if len(losses) > 1 else {}),
             "digest": f"{pending.agreed.digest:016x}",
             "lr": pending.lr,
+            **pending.followed,
             "grad_norm": _finite(norm),
             "skipped": int(skipped),
             "samples": done * self._batch_size,

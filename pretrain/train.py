@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, cast
 
 from pretrain.config import Config, to_json, write_config
 from pretrain.continuity import settle
@@ -25,7 +25,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
-from pretrain.model import build_model, grid_of
+from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.observe import Observer
 from pretrain.records import StepRecords
 from pretrain.step import Recipe, train_step
@@ -214,9 +214,10 @@ def _loop(run: Run, around: Around) -> None:
         waited = time.perf_counter() - began
         agreed = agree(batches, around.stop.wanted())
         lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
+        followed = cast("PretrainModel", engine.model).backbone.at_step(step, run.total_steps, run.steps_per_epoch)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
         run.watch.note(step, batches, result.skipped)
-        run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began)
+        run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began, followed)
         run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))
         if agreed.num_bad:
             _note_bad(run, batches, agreed.num_bad)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from masking.strategies.guided import Guided
+from pretrain.backbones.soft_mask import SoftMask
 from pretrain.checks import check
 from pretrain.config import Config, apply_overrides, flatten, load_config, read_config, to_json, write_config
 from pretrain.config_help import render, settings_of
@@ -236,3 +237,13 @@ def test_help_needs_neither_torch_nor_a_config() -> None:
     program += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert "pretrain from a config" in done.stdout and done.stdout.strip().endswith("False")
+
+
+def test_a_group_of_settings_that_may_be_off_is_turned_off_and_begins_again_with_its_defaults() -> None:
+    config = load_config(ROOT / "configs" / "illama_cifar_mae.py", ["backbone.soft_mask.end=0.5"])
+    off = apply_overrides(config, ["backbone.soft_mask=none"])
+    assert config.backbone.soft_mask.end == 0.5 and off.backbone.soft_mask is None
+    again = apply_overrides(off, ["backbone.soft_mask.kind=linear"])
+    assert again.backbone.soft_mask == SoftMask("linear")
+    with pytest.raises(ConfigError, match="optim is a group of settings"):
+        apply_overrides(config, ["optim=none"])

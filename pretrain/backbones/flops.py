@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -15,6 +16,7 @@ class Sizes:
     width: int  # D of the encoder
     depth: int  # blocks of the encoder
     num_values: int  # P, values in one patch
+    block: Callable[[int], float] | None = None  # FLOPs of an encoder's block for so many tokens; None: as in a ViT
 
     @property
     def num_hidden(self) -> int:
@@ -23,7 +25,8 @@ class Sizes:
 
     def encoder_flops(self, num_patches: int) -> float:
         """FLOPs of the encoder's blocks for so many patches and the prefix, patch projection not included."""
-        return self.depth * block_flops(num_patches + self.num_prefix, self.width)
+        tokens = num_patches + self.num_prefix
+        return self.depth * (block_flops(tokens, self.width) if self.block is None else self.block(tokens))
 
 
 def block_flops(tokens: int, width: int) -> float:

@@ -126,7 +126,7 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def run_block(block: nn.Module, x: Tensor, *rest: int | LastKeys | None, checkpointing: bool) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, *rest: object, checkpointing: bool) -> Tensor:
     """block(x, *rest), keeping only its input for backward where checkpointing is on."""
     if not (checkpointing and torch.is_grad_enabled()):
         return block(x, *rest)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from masking.mask import Grid
+from pretrain.backbones.base import Backbone
+from pretrain.backbones.flops import block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
-from pretrain.patches import PatchScale, gather_patches, patchify
+from pretrain.backbones.patch_embed import PatchEmbed
+from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
 from pretrain.types import Features
 
 _SIZES = {  # width, depth, heads
@@ -25,6 +26,15 @@ _SIZES = {  # width, depth, heads
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
+}
+
+_RANGES: dict[str, Range] = {
+    "patch_size": AT_LEAST_1,
+    "registers": AT_LEAST_0,
+    "drop_path": BELOW_1,
+    "width": AT_LEAST_1,
+    "depth": AT_LEAST_1,
+    "heads": AT_LEAST_1,
 }
 
 
@@ -43,54 +53,39 @@ class ViTConfig:
     depth: int | None = None  # overrides the size's number of blocks
     heads: int | None = None  # overrides the size's number of attention heads
 
+    answers: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def num_prefix(self) -> int:
+        """Class token and registers."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first of the prefix tokens is a class token."""
+        return self.class_token
+
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""
         width, depth, heads = _SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
+
+    def check(self) -> None:
+        """Raises ConfigError for an encoder that cannot be built."""
+        check_ranges(vars(self), _RANGES, "backbone.")
+        width, _, heads = self.dimensions()
+        check_width("backbone.", width, heads)
+
+    def block_flops(self, tokens: int) -> float:
+        """FLOPs of one block's forward for so many tokens of one image."""
+        return block_flops(tokens, self.dimensions()[0])
 
     def build(self, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> ViT:
         """The encoder with fresh weights; mean and std are per channel, of pixel values in 0..1."""
         return ViT(self, grid, in_chans, mean, std)
 
 
-class PatchProjection(nn.Module):
-    """The weights of a convolution whose stride is its kernel, applied to patches that are already cut out."""
-
-    def __init__(self, in_chans: int, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, in_chans, patch_size, patch_size))
-        self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.xavier_uniform_(self.weight.view(width, -1))
-
-    def forward(self, patches: Tensor, pixels: PatchScale) -> Tensor:
-        """Patches (B, L, P), uint8 or normalised floats, to (B, L, D). uint8 is normalised in the weights: its centred
-        values are exact even in bf16, so the image itself is never rounded."""
-        weight = rearrange(self.weight, "d c p q -> d (c p q)")
-        if patches.is_floating_point():
-            return F.linear(patches.to(weight.dtype), weight, self.bias)
-        folded = weight * pixels.scale  # float32, whatever the weights are
-        bias = self.bias + (weight * pixels.shift).sum(1)
-        centred = patches.to(weight.dtype).sub_(pixels.centre)
-        return F.linear(centred, folded.to(weight.dtype), bias.to(weight.dtype))
-
-
-class PatchEmbed(nn.Module):
-    """From images to one token a patch, touching only the patches asked for."""
-
-    def __init__(self, in_chans: int, patch_size: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = PatchProjection(in_chans, patch_size, width)
-        self.pixels = PatchScale(mean, std, patch_size)
-
-    def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W), patches ids (B, L) or all: (B, L, D)."""
-        p = self.patch_size
-        patches = patchify(images, p) if ids is None else gather_patches(images, p, ids)
-        return self.proj(patches, self.pixels)
-
-
-class ViT(nn.Module):
+class ViT(Backbone):
     """Encoder over any subset of an image's patches."""
 
     cls_token: nn.Parameter | None
@@ -104,7 +99,7 @@ class ViT(nn.Module):
         self.width, depth, heads = config.dimensions()
         self.grid, self.patch_size, self.in_chans = grid, config.patch_size, in_chans
         self.mean, self.std = tuple(mean), tuple(std)
-        self.num_prefix = int(config.class_token) + config.registers
+        self.num_prefix = config.num_prefix
         self.checkpointing = False
         self.patch_embed = PatchEmbed(in_chans, config.patch_size, self.width, mean, std)
         self.cls_token = _tokens(1, self.width) if config.class_token else None

@@ -32,6 +32,7 @@ from pretrain.engine.agree import gather_json
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.distributed import Place, device_of, init_distributed, quiet
 from pretrain.engine.ema import Ema
+from pretrain.engine.fixed import FixedTensors
 from pretrain.engine.hooks import open_features
 from pretrain.engine.optim import MOMENTS, arm, build_optimizer, materialize_state
 from pretrain.engine.precision import Precision, resolve_precision
@@ -60,7 +61,7 @@ class Engine:
         self.optim = optim
         self.kept = engine
         self._order = list(model.state_dict())
-        self._fixed = _fixed_tensors(model)
+        self._fixed = FixedTensors(model)
         exact = {name: p.detach().float().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
         _set_checkpointing(model, engine.activation_checkpointing)
         config = deepspeed_config(engine, self.precision, batch_size, self.world)
@@ -68,6 +69,7 @@ class Engine:
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
         self._deepspeed = _initialize(model, optim, config)
+        self._fixed.restore_precision()
         self._layout = find_layout(self._deepspeed.optimizer, model)
         self._shapes = {name: list(value.shape) for name, value in exact.items()}
         self._prepare(exact)
@@ -129,17 +131,19 @@ class Engine:
             for name, start, numel in entries:
                 found[name].view(-1)[start : start + numel] = values[at : at + numel]
                 at += numel
-        return {name: found[name] if name in found else self._fixed[name].clone() for name in self._order}
+        fixed = {name: value.clone() for name, value in self._fixed.values().items()}
+        return {name: found[name] if name in found else fixed[name] for name in self._order}
 
     def save_slices(self, directory: Path) -> fsops.FileSum:
         """Writes the state this rank owns into directory; not collective. The sum of the file it wrote."""
-        facts = Facts(self._shapes | {name: list(t.shape) for name, t in self._fixed.items()}, self.updates())
+        facts = Facts(self._shapes | self._fixed.shapes(), self.updates())
         return write_pieces(rank_file(directory, self.rank), self._pieces(), facts)
 
     def load_slices(self, directory: Path) -> None:
         """Reads the state this rank needs from what any number of ranks at any stage saved into directory."""
         facts, reader = read_facts(directory), Reader(directory)
-        self._require_same_model(facts, reader, directory)
+        self._require_same_model(facts, directory)
+        self._fixed.load(reader, directory)
         with_ema = self._ema is not None and reader.has(EMA)
         for kind in (MASTER, *MOMENTS, *([EMA] if with_ema else [])):
             for piece in self._layout.held:
@@ -235,25 +239,20 @@ class Engine:
             for kind in self._kinds():
                 yield Piece(kind, piece.name, piece.start, self._values(piece, kind).cpu())
         if self.rank == 0:
-            for name, value in self._fixed.items():
+            for name, value in self._fixed.values().items():
                 yield Piece(FIXED, name, 0, value.reshape(-1))
 
     def _at_boundary(self) -> bool:
         return self._micro == self.kept.accumulation - 1
 
-    def _require_same_model(self, facts: Facts, reader: Reader, directory: Path) -> None:
-        here = self._shapes | {name: list(value.shape) for name, value in self._fixed.items()}
+    def _require_same_model(self, facts: Facts, directory: Path) -> None:
+        here = self._shapes | self._fixed.shapes()
         for name in [*here, *facts.shapes]:
             if here.get(name) != facts.shapes.get(name):
                 raise CheckpointError(
                     f"{name} has shape {here.get(name, 'none')} in this model and {facts.shapes.get(name, 'none')} in "
                     f"{directory}; use the config the run began with, or --fresh"
                 )
-        for name, value in self._fixed.items():
-            stored = torch.empty(value.numel())
-            reader.fill(FIXED, name, 0, stored)
-            if not torch.equal(stored, value.reshape(-1)):
-                raise CheckpointError(f"{name} is not trained, yet differs from {directory}; was the code changed?")
 
 
 def _initialize(model: nn.Module, optim: OptimConfig, config: dict[str, Any]) -> Any:
@@ -265,13 +264,6 @@ def _initialize(model: nn.Module, optim: OptimConfig, config: dict[str, Any]) ->
         )
     quiet(logging.WARNING)
     return wrapped
-
-
-def _fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What the state dict holds and training leaves alone, float32 on the host."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    fixed = {name: value for name, value in model.state_dict().items() if name not in trained}
-    return {name: value.detach().float().cpu().clone() for name, value in fixed.items()}
 
 
 def _set_checkpointing(model: nn.Module, on: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.backbones.vit import ViT
+from pretrain.backbones.base import Backbone
 from pretrain.config import Config, read_config
 from pretrain.engine import fsops
 from pretrain.engine.commit import BadCheckpoint, verify
@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 class Loaded:
     """An encoder and where its weights come from."""
 
-    backbone: ViT  # on the CPU, float32, in eval mode, without gradients
+    backbone: Backbone  # on the CPU, float32, in eval mode, without gradients
     config: Config
     step: int
     which: str  # ema or model
@@ -60,7 +60,7 @@ def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) 
     )
 
 
-def untrained_backbone(config: Config) -> ViT:
+def untrained_backbone(config: Config) -> Backbone:
     """The encoder with the weights a run of config starts from. torch's own random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         return build_model(config).backbone.eval().requires_grad_(False)
@@ -77,7 +77,7 @@ def _candidates(run_dir: Path, step: int | None) -> list[Path]:
     return sorted((run_dir / "ckpt" / m[0] for m in matches if step is None or int(m[1]) == step), reverse=True)
 
 
-def _filled(config: Config, state: dict[str, Tensor], directory: Path) -> ViT:
+def _filled(config: Config, state: dict[str, Tensor], directory: Path) -> Backbone:
     backbone = untrained_backbone(config)
     prefix = "backbone."
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

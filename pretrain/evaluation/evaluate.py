@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.backbones.vit import ViT
+from pretrain.backbones.base import Backbone
 from pretrain.errors import ConfigError, DataError, NumericalError
 from pretrain.evaluation.features import Extracted, Gather, extract
 from pretrain.evaluation.knn import knn_predict
@@ -20,7 +20,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def evaluate(
-    backbone: ViT,
+    backbone: Backbone,
     train_batches: Batches,
     val_batches: Batches | None,
     cfg: EvaluationConfig,

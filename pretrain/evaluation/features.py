@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbones.vit import ViT
+from pretrain.backbones.base import Backbone
 from pretrain.errors import ConfigError
 
 Pool = Literal["mean", "cls"]
@@ -34,7 +34,7 @@ class Extracted:
 
 @torch.no_grad()
 def extract(
-    backbone: ViT,
+    backbone: Backbone,
     batches: Iterable[tuple[Tensor, Tensor]],
     pool: Pool = "mean",
     layer: int = -1,
@@ -66,7 +66,7 @@ def extract(
     return Extracted(found[0], found[1], int(found[2].sum()))
 
 
-def check_pool(backbone: ViT, pool: str, layer: int) -> None:
+def check_pool(backbone: Backbone, pool: str, layer: int) -> None:
     """Raises ConfigError where backbone has no such pooling or block."""
     depth = len(backbone.blocks)
     if pool not in ("mean", "cls"):
@@ -96,7 +96,7 @@ def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) ->
     return gather
 
 
-def _pooled(backbone: ViT, images: Tensor, pool: str, layer: int) -> Tensor:
+def _pooled(backbone: Backbone, images: Tensor, pool: str, layer: int) -> Tensor:
     """(B, D)."""
     ids = torch.arange(backbone.grid.num_patches, device=images.device).expand(len(images), -1)
     tokens = backbone.embed(images)

@@ -51,6 +51,11 @@ class ObjectiveConfig(Protocol):
         """Whether targets hold an importance per patch, for mask strategies that ask for it."""
         ...
 
+    @property
+    def asks(self) -> str | None:
+        """What it needs among the `answers` of its encoder's config; None: nothing beyond what all encoders do."""
+        ...
+
     def check(self) -> None:
         """Raises ConfigError for the first setting, or combination, that cannot be meant."""
         ...

@@ -51,6 +51,7 @@ class PixelMAEConfig:
     decoder_weights: tuple[float, ...] = (1.0,)  # weight of hidden keys, one for all blocks or one a block; 0: unseen
 
     gives_guidance: ClassVar[bool] = False
+    asks: ClassVar[str | None] = None
 
     @property
     def chooses(self) -> bool:

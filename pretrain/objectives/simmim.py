@@ -29,6 +29,7 @@ class SimMIMConfig:
 
     chooses: ClassVar[bool] = False
     gives_guidance: ClassVar[bool] = False
+    asks: ClassVar[str | None] = None
 
     def check(self) -> None:
         """Nothing: no setting can be wrong by itself."""

@@ -61,7 +61,8 @@ def _about_reconstructions(run: RunData) -> str:
 def _header(run: RunData) -> str:
     backbone, data = run.config.get("backbone", {}), run.config.get("data", {})
     size = "x".join(str(part) for part in data.get("image_size", []))
-    what = f"ViT-{str(backbone.get('size', '?')).capitalize()}/{backbone.get('patch_size', '?')} on {size} pixels"
+    kind = str(backbone.get("type", "ViT")).rpartition(":")[2].removesuffix("Config")
+    what = f"{kind}-{str(backbone.get('size', '?')).capitalize()}/{backbone.get('patch_size', '?')} on {size} pixels"
     scores, training = _scores(run), [card for card in _training(run) if card]
     rows = [scores + training[:1], training[1:]] if scores else [training]
     numbers = "".join(f'<div class="numbers">{"".join(row)}</div>' for row in rows if row)
@@ -145,6 +146,7 @@ def _curves(run: RunData) -> str:
     cards = [_loss_card(run, loss)] if loss else []
     plans = [
         ("Learning rate", "lr", ""),
+        ("Soft mask", "alpha", "how much later tokens count: 1 as without a mask"),
         ("Gradient norm", "grad_norm", "before clipping"),
         ("Images per second", "images_per_s", "all processes"),
         ("Waiting for data", "data_wait", "share of a step's time"),
@@ -156,7 +158,7 @@ def _curves(run: RunData) -> str:
         if not points or (key == "memory_gb" and _flat(points)):  # then it is a number above
             continue
         series = [Series("raw", points, "faint"), Series(title, smooth(points, sharp_start=key == "grad_norm"))]
-        if key == "lr":
+        if key in ("lr", "alpha"):
             series = [Series(title, points)]
         wide = key == "grad_norm" and _wide(points)
         percent = key in ("data_wait", "mfu")

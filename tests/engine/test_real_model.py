@@ -5,7 +5,16 @@ import pytest
 from tests.zygote import shared
 
 
-@pytest.mark.parametrize(("name", "lr", "stages"), [("tiny_cpu", 1e-3, (0, 1, 2, 3)), ("simmim_cifar", 1e-4, (1, 3))])
+@pytest.mark.parametrize(
+    ("name", "lr", "stages"),
+    [
+        ("tiny_cpu", 1e-3, (0, 1, 2, 3)),
+        ("simmim_cifar", 1e-4, (1, 3)),
+        ("illama_cifar_mae", 1e-3, (1, 3)),
+        pytest.param("illama_cifar_queries", 1e-4, (1, 3), marks=pytest.mark.slow),
+        pytest.param("illama_cifar_next", 1e-4, (1, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_an_objective_trains_alike_at_every_stage(tmp_path, name, lr, stages):
     plain = [[stage, precision, False] for precision in ("fp32", "bf16") for stage in stages]
     kwargs = {"run_dir": str(tmp_path), "name": name, "lr": lr, "overrides": []}

@@ -1,0 +1,68 @@
+"""Rotary positions as LLaMA has them: pairs of neighbouring channels turned by an angle that grows with the place (Su
+et al., "RoFormer", section 3.4.2). The score of two tokens then depends on the difference of their places alone.
+
+Pairs are (2i, 2i + 1), *interleaved*; GPT-NeoX pairs i with i + E / 2, and weights for the one are none for the other.
+Letters: B images, L tokens, H heads, E channels of a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+THETA = 10_000.0
+
+
+class Rotary(nn.Module):
+    """The turns of places 0 to num_places - 1.
+
+    They are kept as the bits of float32 in an integer buffer, which `module.bfloat16()` leaves alone; they are
+    constants of the config, so no state dict holds them."""
+
+    bits: Tensor
+
+    def __init__(self, head_dim: int, num_places: int) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+        angles = torch.arange(num_places, dtype=torch.float64)[:, None] * THETA**-exponents
+        turns = torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+        self.register_buffer("bits", turns.view(torch.int32), persistent=False)
+
+    def forward(self, places: Tensor | None = None) -> Tensor:
+        """e^(i angle) of places (B, L) int64, or of all: (B or 1, L, E / 2) complex64."""
+        turns = torch.view_as_complex(self.bits.view(torch.float32))
+        return turns[None] if places is None else turns[places]
+
+
+def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
+    """A projection qkv (B, L, 3, H, E) with queries and keys turned by turns (B or 1, L, E / 2), in float32 at least;
+    values as they are."""
+    rotated: Tensor = _Rotate.apply(qkv, turns)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """Backward turns back. Written out, for the parts need not be cut out and put together again, and only the turns
+    are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, turns: Tensor) -> Tensor:
+        ctx.save_for_backward(turns)
+        return _turned(qkv, turns)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (turns,) = ctx.saved_tensors
+        return _turned(grad, turns.conj()), None
+
+
+def _turned(qkv: Tensor, turns: Tensor) -> Tensor:
+    wide = qkv[:, :, :2].to(torch.promote_types(qkv.dtype, torch.float32))
+    pairs = torch.view_as_complex(rearrange(wide, "b l two h (e pair) -> b l two h e pair", pair=2).contiguous())
+    turned = torch.view_as_real(pairs * rearrange(turns, "b l e -> b l 1 1 e"))
+    out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    out[:, :, :2] = rearrange(turned, "b l two h e pair -> b l two h (e pair)")
+    out[:, :, 2] = qkv[:, :, 2]
+    return out
