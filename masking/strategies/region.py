@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from masking.draw import Guide, MaskStrategy, Noise
@@ -50,15 +49,16 @@ class Region(MaskStrategy):
     def region(self, grid: Grid, guidance: Tensor) -> Tensor:
         """(B, N) bool from guidance (B, N): patches a box touches, or whose importance is above the image's mean."""
         floor = 0 if self.guided_by == "boxes" else guidance.mean(1, keepdim=True)
-        region = rearrange(guidance > floor, "b (h w) -> b h w", h=grid.height)
-        for _ in range(self.grow):
+        region, width = guidance > floor, grid.width
+        begins_row = torch.arange(grid.num_patches, device=region.device) % width == 0
+        for _ in range(self.grow):  # in long rows: a step aside is one place, a step down is a row of them
             taller = region.clone()
-            taller[:, 1:] |= region[:, :-1]
-            taller[:, :-1] |= region[:, 1:]
+            taller[:, width:] |= region[:, :-width]
+            taller[:, :-width] |= region[:, width:]
             region = taller.clone()
-            region[:, :, 1:] |= taller[:, :, :-1]
-            region[:, :, :-1] |= taller[:, :, 1:]
-        return rearrange(region, "b h w -> b (h w)")
+            region[:, 1:] |= taller[:, :-1] & ~begins_row[1:]
+            region[:, :-1] |= (taller & ~begins_row)[:, 1:]
+        return region
 
     def check(self, grid: Grid, num_visible: int) -> None:
         """ValueError for shares and sizes that cannot be."""
