@@ -4,16 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
 from masking.attention.weighting import Weighting
 from masking.mask import Grid, Mask
 from pretrain.backbones.illama import IllamaConfig
-from pretrain.backbones.illama_published import published, resize_positions
 from pretrain.backbones.sight import Sight, attend
-from pretrain.backbones.soft_mask import SoftMask
-from pretrain.engine.optim import split_decay
-from pretrain.errors import ConfigError
 from pretrain.patches import normalize
 from tests.backbones.plain_illama import plain_illama
 
@@ -50,19 +45,6 @@ def class_token(encoder, tokens):
     return encoder(tokens).prefix[:, 0]
 
 
-@pytest.mark.parametrize(
-    ("size", "grid", "classes", "published_count"),
-    [("tiny", 14, 1000, 5_701_096), ("small", 14, 1000, 22_018_024), ("base", 14, 1000, 86_502_376),
-     ("large", 14, 1000, 310_445_032), ("base", 24, 1000, 86_794_216), ("large", 24, 1000, 310_834_152),
-     ("base", 14, 10_450, 93_769_426), ("large", 14, 10_450, 320_131_282)],
-)  # fmt: skip
-def test_parameters_are_as_many_as_in_the_published_logs(size, grid, classes, published_count):
-    with torch.device("meta"):
-        encoder = IllamaConfig(size).build(Grid(grid, grid), 3, MEAN, STD)
-        head = nn.Linear(encoder.width, classes)
-    assert sum(p.numel() for p in (*encoder.parameters(), *head.parameters())) == published_count
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.7, 1.0])
 @pytest.mark.parametrize("part", ["whole", "subset"])
 def test_paper_mode_is_the_dense_formulation_forward_and_backward(alpha, part):
@@ -72,7 +54,7 @@ def test_paper_mode_is_the_dense_formulation_forward_and_backward(alpha, part):
     state = dict(encoder.named_parameters())
     want = plain_illama(state, images, 3, float(encoder.alpha), 4, ids)
     got = encoder(encoder.embed(images, ids), ids).sequence
-    torch.testing.assert_close(got, want, rtol=0, atol=3e-5)  # the encoder turns and normalises in float32 at least
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)  # the encoder's turns are float32
     weights = torch.randn_like(want)
     found = [torch.autograd.grad((x * weights).sum(), list(state.values())) for x in (got, want)]
     for name, one, two in zip(state, *found, strict=True):
@@ -83,7 +65,7 @@ def test_exact_mode_is_causal_attention():
     encoder = built(EXACT)
     images = images_of(encoder)
     want = plain_illama(dict(encoder.named_parameters()), images, 3, None, 4, mode="exact")
-    torch.testing.assert_close(encoder(encoder.embed(images)).sequence, want, rtol=0, atol=3e-5)
+    torch.testing.assert_close(encoder(encoder.embed(images)).sequence, want, rtol=0, atol=1e-6)
 
 
 def test_in_float32_alpha_1_is_a_bidirectional_encoder_to_a_millionth_of_its_features():
@@ -95,7 +77,7 @@ def test_in_float32_alpha_1_is_a_bidirectional_encoder_to_a_millionth_of_its_fea
     for each in (encoder, unmasked):
         features = each(each.embed(images)).sequence
         found.append((features, torch.autograd.grad(features.square().mean(), list(each.parameters()))))
-    assert (found[0][0] - found[1][0]).abs().max() <= 1e-6 * found[0][0].abs().max() * 5
+    assert (found[0][0] - found[1][0]).abs().max() <= 1e-6 * found[0][0].abs().max()
     for one, two in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
@@ -194,6 +176,16 @@ def test_the_features_of_kept_patches_do_not_depend_on_the_order_the_sampler_gav
     assert torch.equal(*found)
 
 
+def test_attention_with_a_prefix_is_a_softmax_over_what_is_not_later_or_in_the_prefix():
+    qkv, lengths = torch.randn(2, 9, 3, 2, 8, dtype=torch.float64), torch.tensor([3, 8])
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    places = torch.arange(9)
+    seen = (places <= places[:, None]) | (torch.maximum(places, places[:, None]) < lengths[:, None, None])
+    want = (q @ k.mT / 8**0.5).masked_fill(~seen[:, None], -torch.inf).softmax(-1) @ v
+    got = attend(qkv, Sight(Weighting(causal=True), prefix_lengths=lengths))
+    torch.testing.assert_close(got, want.transpose(1, 2), rtol=0, atol=1e-12)
+
+
 def test_a_prefix_sees_itself_and_the_rest_is_causal():
     encoder = built(dataclasses.replace(EXACT, mode="prefix"))
     tokens, lengths = tokens_of(encoder), torch.tensor([4, 9])
@@ -228,73 +220,6 @@ def test_questions_see_every_visible_patch_and_nobody_sees_a_question(config):
         asked = encoder(rows, ids, num_queries=3).tokens[:, question].square().sum()
         seen = torch.autograd.grad(asked, rows)[0].abs().amax(-1) > 0
         assert seen.tolist() == [[place < 4 or place == question for place in range(7)]] * 2
-
-
-def test_weight_decay_leaves_norms_biases_positions_and_the_class_token_alone():
-    encoder = built()
-    decayed, plain = split_decay(encoder)
-    assert set(plain) == {name for name, p in encoder.named_parameters() if p.ndim == 1} | {"pos_embed", "cls_token"}
-    assert "patch_embed.proj.weight" in decayed and "blocks.0.mlp.fc3.weight" in decayed
-
-
-def test_fresh_weights_are_as_the_authors_draw_them():
-    encoder = IllamaConfig("tiny").build(Grid(14, 14), 3, MEAN, STD)
-    for weight in (encoder.pos_embed, encoder.cls_token, encoder.blocks[3].mlp.fc1.weight):
-        assert 0.017 < weight.detach().std() < 0.023
-    assert not encoder.blocks[0].attn.qkv.bias.any() and encoder.blocks[0].mlp.fc1.bias is None
-    projection, bound = encoder.patch_embed.proj, 768**-0.5
-    assert 0.99 * bound < projection.weight.abs().max() <= bound and 0.5 * bound < projection.bias.abs().max() <= bound
-
-
-def test_positions_of_another_grid_leave_the_class_tokens_row_as_it_is():
-    table = torch.randn(1, 14 * 14 + 1, 8)
-    torch.testing.assert_close(resize_positions(table, Grid(14, 14), Grid(14, 14)), table, rtol=0, atol=1e-6)
-    wide = resize_positions(table, Grid(14, 14), Grid(24, 24))
-    assert wide.shape == (1, 577, 8) and torch.equal(wide[:, -1], table[:, -1])
-    with pytest.raises(ValueError, match="196 rows"):
-        resize_positions(table[:, 1:], Grid(14, 14), Grid(24, 24))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [dataclasses.replace(SMALL, class_token="first"), EXACT, dataclasses.replace(SMALL, bidirectional_last=1)],
-    ids=["class token first", "exact", "unmasked block"],
-)
-def test_weights_trained_under_another_mask_are_refused_in_words(other):
-    with pytest.raises(RuntimeError, match=r"the weights are of mode=.* class_token=.*, and backbone is mode=paper"):
-        built().load_state_dict(built(other).state_dict())
-
-
-def test_mode_and_alpha_travel_with_the_weights():
-    trained, fresh = built(alpha=0.37), built()
-    fresh.load_state_dict(trained.state_dict())
-    assert float(fresh.alpha) == pytest.approx(0.37)
-    assert {"alpha", "layout"} <= set(trained.state_dict())
-    trained.bfloat16()
-    assert trained.alpha.dtype == torch.float32 and float(trained.alpha) == pytest.approx(0.37, abs=1e-7)
-
-
-def test_the_authors_weights_load_by_name():
-    encoder = built()
-    theirs = {name: value for name, value in encoder.state_dict().items() if name not in ("alpha", "layout")}
-    theirs |= {"head.weight": torch.zeros(1000, 48), "head.bias": torch.zeros(1000)}
-    fresh = SMALL.build(GRID, 3, MEAN, STD).double()
-    fresh.load_state_dict(published(theirs, SMALL))
-    tokens = tokens_of(encoder)
-    assert torch.equal(fresh(tokens).sequence, encoder(tokens).sequence)
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        (dataclasses.replace(SMALL, mode="exact"), "backbone.soft_mask has no effect in backbone.mode=exact"),
-        (dataclasses.replace(EXACT, mode="prefix", class_token="first"), "needs backbone.class_token=last"),
-        (dataclasses.replace(SMALL, bidirectional_first=2, bidirectional_last=2), "more than the 3 blocks"),
-        (dataclasses.replace(SMALL, width=36, heads=12), "positions turn pairs"),
-        (dataclasses.replace(SMALL, soft_mask=SoftMask(cutoff=1.5)), "backbone.soft_mask.cutoff=1.5"),
-        (dataclasses.replace(SMALL, dropout=1.0), "backbone.dropout=1.0"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(config, says):
-    with pytest.raises(ConfigError, match=says):
-        config.check()
+    one = built(dataclasses.replace(config, depth=1), alpha=1.0)  # in two blocks visible rows would pass it on
+    asked = one(rows, ids, num_queries=3).tokens[:, 4:].square().sum()
+    assert not torch.autograd.grad(asked, one.cls_token)[0].any()
