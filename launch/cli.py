@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_train(verbs)
     _add_data(verbs)
+    _add_evaluate(verbs)
     _add_results(verbs)
     _add_masks(verbs)
     doctor = _add(verbs, "doctor", _doctor, "say what this machine can do, and what to mend")
@@ -132,14 +133,14 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
+def _add_evaluate(verbs) -> None:  # type: ignore[no-untyped-def]
     evaluate = _add(verbs, "evaluate", _evaluate, "measure the frozen features of a run on labelled images")
     evaluate.add_argument("run", type=Path, help="run directory, for example runs/first")
     evaluate.add_argument(
         "--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)"
     )
     evaluate.add_argument("--train-data", help="labelled shards to learn from (default: the run's data.train)")
-    evaluate.add_argument("--methods", default="knn,linear", help="knn, linear, or both (default)")
+    evaluate.add_argument("--methods", help="knn, linear, or both (default)")
     evaluate.add_argument(
         "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
     )
@@ -152,10 +153,18 @@ def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
         "--layer", type=int, help="block whose output is used; -1 is the last (default: the run's setting)"
     )
     evaluate.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    evaluate.add_argument("--max-images", type=int, help="use at most so many images of each split")
+    evaluate.add_argument(
+        "--max-images", type=int, help="use at most so many images of each split (default with --attention: 30)"
+    )
     evaluate.add_argument(
         "--untrained", action="store_true", help="measure the same encoder with its initial weights as well"
     )
+    evaluate.add_argument(
+        "--attention", action="store_true", help="measure its maps of attention instead: their rank, block by block"
+    )
+
+
+def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
     export = _add(verbs, "export", _export, "write the encoder for downstream code, verified by forward parity")
     export.add_argument("run", type=Path, help="run directory, for example runs/first")
     export.add_argument("--to", choices=("timm",), default="timm", help="whose names and format (default timm)")
@@ -212,9 +221,10 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from launch.attention import evaluate_attention
     from launch.verbs import evaluate
 
-    evaluate(options)
+    evaluate_attention(options) if options.attention else evaluate(options)
 
 
 def _export(options: argparse.Namespace) -> None:

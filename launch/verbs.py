@@ -147,7 +147,8 @@ def _sides(text: str) -> tuple[int, int]:
 
 
 def _evaluation_settings(cfg: Any, options: argparse.Namespace) -> Any:
-    methods = tuple(part.strip() for part in options.methods.split(",") if part.strip())
+    asked = "knn,linear" if options.methods is None else options.methods
+    methods = tuple(part.strip() for part in asked.split(",") if part.strip())
     unknown = sorted(set(methods) - {"knn", "linear"})
     if unknown or not methods:
         raise ConfigError(f"--methods={options.methods}; choose from knn and linear, separated by a comma")

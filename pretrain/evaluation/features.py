@@ -54,7 +54,7 @@ def extract(
     check_pool(backbone, pool, layer)
     rows, labels = [torch.zeros(0, backbone.width)], [torch.zeros(0, dtype=torch.int64)]
     device = torch.device(device)
-    with _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for images, batch_labels in batches:
             rows.append(_pooled(backbone, images.to(device, non_blocking=True), pool, layer).float().cpu())
             labels.append(batch_labels.to("cpu", torch.int64))
@@ -96,6 +96,18 @@ def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) ->
     return gather
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it, module is in eval mode; afterwards each of its parts is in the mode it was in."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
 def _pooled(backbone: Backbone, images: Tensor, pool: str, layer: int) -> Tensor:
     """(B, D)."""
     ids = torch.arange(backbone.grid.num_patches, device=images.device).expand(len(images), -1)
@@ -104,14 +116,3 @@ def _pooled(backbone: Backbone, images: Tensor, pool: str, layer: int) -> Tensor
     features = backbone(tokens, ids, layers=() if last else (layer,))
     sequence = features.sequence if last else backbone.norm(features.layers[0])
     return sequence[:, 0] if pool == "cls" else sequence[:, features.num_prefix :].mean(dim=1)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode

@@ -70,7 +70,7 @@ def panel(
     sheet, layout = _sheet(rows, "   ".join(filter(None, (title, note))))
     text = PngImagePlugin.PngInfo()
     text.add_text(_KEY, json.dumps({"title": title, "cells": layout}))
-    return _save(sheet, Path(path), text)
+    return save(sheet, Path(path), text)
 
 
 def read_cells(path: str | Path) -> Cells | None:
@@ -114,12 +114,21 @@ def masks_picture(
         raise ConfigError(f"--strategy: {error}") from error
     with Progress(number, "strategies", "masks") as progress:
         sheet = masks_sheet(cells, ratio, photos, seed, strategies, progress.advance)
-    return _save(sheet, Path(out))
+    return save(sheet, Path(out))
 
 
 def font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """The font of captions."""
     return ImageFont.load_default(size_px)
+
+
+def save(sheet: Image.Image, path: Path, text: PngImagePlugin.PngInfo | None = None) -> Path:
+    """Writes sheet to path, a PNG, by one rename, so that nobody finds half a picture; returns path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    sheet.save(temporary, format="PNG", optimize=True, pnginfo=text)
+    os.replace(temporary, path)
+    return path
 
 
 def _on_pixels(masks: Tensor, grid: Grid, size: torch.Size) -> Tensor:
@@ -177,12 +186,3 @@ def _photo(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ConfigError(f"--on={path}: {error}; give a JPEG, PNG or WEBP photograph") from error
-
-
-def _save(sheet: Image.Image, path: Path, text: PngImagePlugin.PngInfo | None = None) -> Path:
-    """Writes sheet by one rename, so that nobody finds half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, format="PNG", optimize=True, pnginfo=text)
-    os.replace(temporary, path)
-    return path

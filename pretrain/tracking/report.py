@@ -9,11 +9,15 @@ from pathlib import Path
 
 from pretrain.tracking.charts import Point, Series, chart, short, smooth
 from pretrain.tracking.live import duration
-from pretrain.tracking.report_pictures import masks, reconstructions
+from pretrain.tracking.report_pictures import attention, masks, reconstructions
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
 _HERE = Path(__file__).parent
+_ABOUT_ATTENTION = (
+    "How many singular values of a map of attention make up 80 % of their sum. A mask moves that figure by itself: "
+    "read it against uniform attention under the same mask, not against another encoder's alone."
+)
 _SCORES = (("knn", "kNN"), ("linear", "Linear probe"))
 
 
@@ -33,6 +37,7 @@ def _page(run: RunData) -> str:
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", _curves(run)),
         ("Frozen features", "What simple classifiers make of the encoder's features; step 0 is the untrained encoder.",
          _features(run)),
+        ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
         ("History", "Every attempt at this run, and what became of it.", history(run)),
         ("Bad samples", "Images that could not be used: they kept their place and weighed nothing.", bad_samples(run)),

@@ -1,9 +1,11 @@
-"""The report's pictures: reconstructions of the same images as training goes on, and masks of the run's strategy."""
+"""The report's pictures: reconstructions of the same images as training goes on, masks of the run's strategy, and the
+rank of attention maps."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from html import escape
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from masking.gallery import Exhibit, exhibit
 from masking.mask import Grid
 from pretrain.config import read_config
 from pretrain.errors import ConfigError
+from pretrain.tracking.attention_picture import NAME
 from pretrain.tracking.charts import short
 from pretrain.tracking.panels import Cells, read_cells
 from pretrain.tracking.run_data import RunData
@@ -20,6 +23,11 @@ from pretrain.tracking.run_data import RunData
 _MAX_STEPS = 6  # columns of reconstructions
 _MAX_IMAGES = 5
 _CELL_PX = 224
+_TOKEN_FIGURES = (
+    ("variance between tokens of an image", "token_variance", ".1%"),
+    ("their similarity", "token_similarity", ".3f"),
+    ("effective rank", "effective_rank", ".1f"),
+)
 
 
 def reconstructions(run: RunData) -> str:
@@ -45,6 +53,24 @@ def reconstructions(run: RunData) -> str:
     return f'<div class="strip"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def attention(run: RunData) -> str:
+    """The picture that `lacuna evaluate --attention` has written, and what it found of the last tokens; nothing where
+    there is none, or none that can be read."""
+    path = run.run_dir / f"{NAME}.png"
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+        shown = base64.b64encode(path.read_bytes()).decode()
+        results = json.loads(path.with_suffix(".json").read_text())["results"]
+        rows = [_tokens_row(name, result) for name, result in results.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    image = f'<img src="data:image/png;base64,{shown}" alt="rank of attention maps by block" style="max-width:100%">'
+    heads = "".join(f"<th>{words}</th>" for words, _, _ in _TOKEN_FIGURES)
+    table = f'<table class="plain"><thead><tr><th>last tokens</th>{heads}</tr></thead>{"".join(rows)}</table>'
+    return f'<div class="card wide">{image}{table}</div>'
+
+
 def masks(run: RunData) -> str:
     """Masks of the run's strategy, where they fall, and their numbers; or a sentence."""
     try:
@@ -61,6 +87,11 @@ def masks(run: RunData) -> str:
     )
     note = '<p class="note">They depend on the image: these are masks of imagined objects.</p>' if shown.guided else ""
     return f'<div class="card"><div class="masks">{"".join(figures)}{_numbers(shown)}</div></div>{note}'
+
+
+def _tokens_row(name: str, result: dict[str, float]) -> str:
+    cells = "".join(f"<td>{result[key]:{form}}</td>" for _, key, form in _TOKEN_FIGURES)
+    return f"<tr><th>{escape(name)}</th>{cells}</tr>"
 
 
 def _numbers(shown: Exhibit) -> str:
