@@ -35,11 +35,11 @@ def attention_picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> P
     _frame(pen, x, y, len(blocks))
     _baselines(pen, y, first["baselines"])
     keys = [("mean of the heads, lowest to highest", _TRAINED), ("the block's mask alone", _MASK)]
-    for index, block in enumerate(blocks):
-        _block(pen, x.at(index), y, block, half=0.3 * (x.at(1) - x.at(0)))
     for other, result in others:
         _means(pen, result["blocks"], x, y, _INK)
         keys.append((other, _INK))
+    for index, block in enumerate(blocks):
+        _block(pen, x.at(index), y, block, half=0.3 * (x.at(1) - x.at(0)))
     _means(pen, blocks, x, y, _TRAINED)
     at = float(_LEFT)
     for words, colour in keys:
