@@ -25,6 +25,7 @@ one attention-tests 150 "$python" -m pytest -q -m gpu tests/masking
 one attention 150 "$python" benchmarks/attention.py --quick --out "$out/attention-gpu.json"
 one masks 60 "$python" benchmarks/masks.py --out "$out/masks-gpu.json"
 one decoder 60 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
+one illama-step 180 "$python" benchmarks/illama_step.py --out "$out/illama-step-gpu.json"
 one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
     runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
 cp "$out/runs/gpu/metrics.jsonl" "$out/train-gpu-metrics.jsonl" 2> /dev/null

@@ -59,10 +59,17 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(qkv: Tensor, turns: Tensor) -> Tensor:
-    wide = qkv[:, :, :2].to(torch.promote_types(qkv.dtype, torch.float32))
-    pairs = torch.view_as_complex(rearrange(wide, "b l two h (e pair) -> b l two h e pair", pair=2).contiguous())
-    turned = torch.view_as_real(pairs * rearrange(turns, "b l e -> b l 1 1 e"))
     out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    out[:, :, :2] = rearrange(turned, "b l two h e pair -> b l two h (e pair)")
     out[:, :, 2] = qkv[:, :, 2]
+    factors = rearrange(turns, "b l e -> b l 1 1 e")
+    if qkv.dtype == torch.float32 and not torch.compiler.is_compiling():  # read and written where they lie
+        torch.mul(_pairs(qkv[:, :, :2]), factors, out=_pairs(out[:, :, :2]))
+        return out
+    wide = qkv[:, :, :2].to(torch.promote_types(qkv.dtype, torch.float32), memory_format=torch.contiguous_format)
+    out[:, :, :2] = rearrange(torch.view_as_real(_pairs(wide) * factors), "b l two h e pair -> b l two h (e pair)")
     return out
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Neighbouring channels of x (B, L, 2, H, E) as complex numbers: (B, L, 2, H, E / 2), a view."""
+    return torch.view_as_complex(rearrange(x, "b l two h (e pair) -> b l two h e pair", pair=2))
