@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 NAMES = list(members(1, 7, 7))
 BOUNDS = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
-SMALL = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # sums that may cancel: alpha, tables, the key bias
+SMALL = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # sums that cancel: alpha, tables, the key bias
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
