@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import importlib
 import importlib.util
 import json
 import types
@@ -22,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 from masking.draw import MaskStrategy
 from masking.strategies import all_strategies
 from pretrain.backbones.base import BackboneConfig
+from pretrain.config_json import from_json
 from pretrain.data.settings import DataConfig
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.errors import ConfigError
@@ -128,27 +128,13 @@ def read_config(path: str | Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the directory of a run, for example runs/first")
     try:
-        config = _from_json(json.loads(path.read_text()), str(path))
+        config = from_json(json.loads(path.read_text()), str(path))
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise ConfigError(f"{path} is not the config of a run: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} does not hold the config of a run")
     check_types(config)
     return config
-
-
-def component(name: Any, source: str) -> type[Any]:
-    """The settings class that source, a config as JSON, names as its "type". Raises ConfigError where it is not ours."""
-    module_name, _, class_name = str(name or "").partition(":")
-    if module_name.split(".")[0] not in ("pretrain", "masking"):  # never import what a file names
-        raise ConfigError(f"{source} names the type {name!r}; only types of pretrain and masking are read")
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError:
-        kind = None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"{source} names the type {name!r}, which this version does not have")
-    return kind
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -265,19 +251,6 @@ def _words(hint: Any) -> str:
         return f"{len(args)} values separated by a comma, each {_words(args[0])}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _from_json(value: Any, source: str) -> Any:
-    if isinstance(value, list):
-        return tuple(_from_json(item, source) for item in value)
-    if not isinstance(value, dict):
-        return value
-    kind = component(value.get("type"), source)
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - known - {"type"})
-    if unknown:
-        raise ConfigError(f"{source} has the unknown settings {', '.join(unknown)} in {kind.__name__}")
-    return kind(**{name: _from_json(part, source) for name, part in value.items() if name != "type"})
 
 
 def _did_you_mean(given: str, known: Sequence[str]) -> str:

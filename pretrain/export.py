@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from masking.mask import Grid
 from masking.rng import generator
 from pretrain.backbones.base import Backbone
-from pretrain.backbones.positions import resize_patch_positions
+from pretrain.backbones.positions import resize_positions
 from pretrain.backbones.vit import ViTConfig
 from pretrain.config import Config, read_config
 from pretrain.engine.load import Loaded, load_backbone
@@ -190,12 +190,6 @@ def resized(backbone: Backbone, config: Config, image_size: tuple[int, int]) -> 
     state = backbone.state_dict()
     copy.load_state_dict(state | {"pos_embed": resize_positions(state["pos_embed"], backbone.grid, grid)})
     return copy.eval()
-
-
-def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """The positions table (1, slots + N, D) of grid old for grid new; the slots of prefix tokens stay."""
-    slots = table.shape[1] - old.num_patches
-    return torch.cat([table[:, :slots], resize_patch_positions(table[:, slots:], old, new)], dim=1)
 
 
 def _timms(config: Config) -> ViTConfig:

@@ -39,9 +39,14 @@ class PretrainModel(nn.Module):
 
 def build_model(config: Config) -> PretrainModel:
     """The model of config with weights drawn from config.seed: the same on every rank and at every world size."""
-    torch.manual_seed(prf(config.seed, "init"))
-    backbone = config.backbone.build(grid_of(config), config.data.in_chans, config.data.mean, config.data.std)
+    backbone = build_backbone(config)
     return PretrainModel(backbone, config.objective.build(backbone))
+
+
+def build_backbone(config: Config) -> Backbone:
+    """The encoder alone, with the weights it has in `build_model`'s."""
+    torch.manual_seed(prf(config.seed, "init"))
+    return config.backbone.build(grid_of(config), config.data.in_chans, config.data.mean, config.data.std)
 
 
 def grid_of(config: Config) -> Grid:

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from masking.mask import Grid
+from pretrain.backbones.positions import resize_positions
 from pretrain.backbones.vit import ViTConfig
 from pretrain.errors import ConfigError
-from pretrain.export import export, resize_positions, resized, timm_architecture, write_timm
+from pretrain.export import export, resized, timm_architecture, write_timm
 from pretrain.patches import normalize
 from pretrain.timm_shim import import_timm
 from tests.engine.load_cases import save

@@ -24,7 +24,12 @@ LAYERS: tuple[frozenset[str], ...] = (
         "pretrain.errors", "pretrain.data.settings", "pretrain.engine.settings", "pretrain.tracking.settings",
         "pretrain.tracking.access", "pretrain.evaluation.settings",
     }),
-    frozenset({"pretrain.types", "pretrain.patches", "pretrain.ranges", "pretrain.timm_shim"}),
+    frozenset({
+        "pretrain.types", "pretrain.patches", "pretrain.ranges", "pretrain.timm_shim", "pretrain.config_json",
+        "pretrain.engine.fsops",
+    }),
+    frozenset({"pretrain.engine.commit", "pretrain.engine.stored"}),
+    frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one
     frozenset({"pretrain.backbones"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),
@@ -46,7 +51,7 @@ DOORS = {
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
     "pretrain.timm_shim":
-        r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teachers\.py|launch/doctor\.py)",
+        r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}

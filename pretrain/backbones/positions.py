@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from masking.mask import Grid
+
+
+def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """The positions table (1, slots + N, D) of grid old for grid new; the slots of prefix tokens, in front, stay."""
+    slots = table.shape[1] - old.num_patches
+    return torch.cat([table[:, :slots], resize_patch_positions(table[:, slots:], old, new)], dim=1)
 
 
 def resize_patch_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:

@@ -8,7 +8,8 @@ from collections import Counter
 from html import escape
 from typing import Any
 
-from pretrain.config import component, to_json
+from pretrain.config import to_json
+from pretrain.config_json import component
 from pretrain.errors import ConfigError
 from pretrain.tracking.lines import Record
 from pretrain.tracking.run_data import RunData

@@ -14,7 +14,8 @@ from masking.mask import Grid, Mask
 from pretrain import backbones
 from pretrain.backbones.base import Backbone
 from pretrain.checks import check
-from pretrain.config import _from_json, check_types, load_config, to_json
+from pretrain.config import check_types, load_config, to_json
+from pretrain.config_json import from_json
 from pretrain.engine.optim import split_decay
 from tests.syntax import ROOT
 
@@ -70,7 +71,7 @@ def test_a_config_is_a_frozen_value_that_passes_its_own_check_and_survives_json(
     whole = dataclasses.replace(load_config(ROOT / "configs" / "tiny_cpu.py"), backbone=config)
     check_types(whole)
     check(whole)
-    assert _from_json(json.loads(json.dumps(to_json(whole))), "here") == whole and hash(config) is not None
+    assert from_json(json.loads(json.dumps(to_json(whole))), "here") == whole and hash(config) is not None
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.patch_size = 4
 
