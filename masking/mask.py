@@ -48,6 +48,12 @@ class Mask:
         ids = torch.empty_like(order).scatter_(1, ids_restore, raster.expand_as(order))
         return cls(hidden, ids[:, :num_visible], ids[:, num_visible:], ids_restore, order)
 
+    @classmethod
+    def of_nothing(cls, batch: int, grid: Grid, device: torch.device | str = "cpu") -> Mask:
+        """Every patch of batch images is visible."""
+        raster = torch.arange(grid.num_patches, device=device)
+        return cls.from_order(raster.expand(batch, -1), grid.num_patches)
+
     @property
     def num_visible(self) -> int:
         """K."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from masking.draw import MaskStrategy
 from masking.mask import Grid
 from masking.rng import generator
 from pretrain.config import Config, flatten
@@ -124,13 +125,26 @@ def _check_grid(config: Config) -> None:
 
 
 def _check_mask(config: Config, grid: Grid) -> None:
-    mask = config.mask
+    mask, least, objective = config.mask, config.objective.least_hidden, type(config.objective).__name__
+    if least is None and mask is not None:
+        raise ConfigError(f"mask={type(mask).__name__} has no effect: {objective} hides no patches; set mask=none")
+    if mask is None:
+        if least is not None:
+            raise ConfigError(f"objective={objective} needs to know which patches are hidden; set mask=Uniform, say")
+        if config.data.boxes is not None:
+            raise ConfigError(f"data.boxes={config.data.boxes} has no effect without a mask; set data.boxes=none")
+        return
     visible = mask.ratio.num_visible(grid, generator(config.seed, "check"))
-    if not 1 <= visible <= grid.num_patches - 1:
+    if not 1 <= visible <= grid.num_patches - (least or 0):
         raise ConfigError(
-            f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need 1 to {grid.num_patches - 1}: "
-            f"change the share that is hidden, data.image_size or backbone.patch_size"
+            f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need 1 to "
+            f"{grid.num_patches - (least or 0)}: change the share that is hidden, data.image_size or "
+            "backbone.patch_size"
         )
+    _check_strategy(config, mask, grid, visible)
+
+
+def _check_strategy(config: Config, mask: MaskStrategy, grid: Grid, visible: int) -> None:
     try:
         mask.check(grid, visible)
     except ValueError as error:

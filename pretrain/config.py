@@ -40,7 +40,7 @@ class Config:
     data: DataConfig  # where the images are and how they are cut
     backbone: BackboneConfig  # the encoder that is pretrained
     objective: ObjectiveConfig  # what is predicted, and by which decoder or head
-    mask: MaskStrategy  # which patches are hidden
+    mask: MaskStrategy | None = None  # which patches are hidden; None for objectives that hide none
     epochs: float | None = None  # length of the run in passes over the data; give this or steps
     steps: int | None = None  # length of the run in optimizer steps; give this or epochs
     seed: int = 0  # every draw of the run comes from it
@@ -158,7 +158,7 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
         if not dataclasses.is_dataclass(current):
             raise ConfigError(f"unknown setting {key!r}: {path[0]} is a single value; write {path[0]}=value")
         return dataclasses.replace(node, **{path[0]: _replace(current, path[1:], text, key)})
-    if isinstance(current, MaskStrategy):
+    if MaskStrategy in (hint, *get_args(hint)) and text not in _NONE:
         return dataclasses.replace(node, **{path[0]: _strategy(text, current, key)})
     if dataclasses.is_dataclass(current) and not (text in _NONE and _conforms(None, hint)):
         inner = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(current))
@@ -166,13 +166,15 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     return dataclasses.replace(node, **{path[0]: _parse(text, hint, key)})
 
 
-def _strategy(name: str, current: MaskStrategy, key: str) -> MaskStrategy:
-    """The strategy of that class with its settings as they come, and the ratio of the one it replaces."""
+def _strategy(name: str, current: MaskStrategy | None, key: str) -> MaskStrategy:
+    """The strategy of that class with its settings as they come, and the ratio of the one it replaces, if any."""
     known = {kind.__name__: kind for kind in all_strategies()}
     if name not in known:
         raise ConfigError(
             f"{key}={name!r} is not a mask strategy{_did_you_mean(name, list(known))}; there are {', '.join(known)}"
         )
+    if current is None:
+        return known[name]()
     return next(iter(known[name].variants(current.ratio).values()), known[name]())
 
 

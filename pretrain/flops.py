@@ -23,7 +23,7 @@ def train_flops_per_image(config: Config) -> float:
     wide, depth, _ = backbone.dimensions()
     sizes = Sizes(
         num_patches=grid.num_patches,
-        num_visible=config.mask.ratio.num_visible(grid, generator(config.seed, "flops")),
+        num_visible=_num_visible(config, grid),
         num_prefix=backbone.num_prefix,
         width=wide,
         depth=depth,
@@ -32,6 +32,12 @@ def train_flops_per_image(config: Config) -> float:
     )
     embed = 2 * sizes.num_visible * sizes.num_values * wide
     return 3 * config.objective.forward_flops(sizes) + 2 * embed
+
+
+def _num_visible(config: Config, grid: Grid) -> int:
+    if config.mask is None:
+        return grid.num_patches
+    return config.mask.ratio.num_visible(grid, generator(config.seed, "flops"))
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

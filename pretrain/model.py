@@ -30,11 +30,15 @@ class PretrainModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        return _below("backbone", self.backbone.no_weight_decay())
 
     def moving(self) -> set[str]:
         """Names of buffers that change as training goes on."""
-        return {f"backbone.{name}" for name in self.backbone.moving()}
+        return _below("backbone", self.backbone.moving()) | _below("objective", self.objective.moving())
+
+
+def _below(part: str, names: set[str]) -> set[str]:
+    return {f"{part}.{name}" for name in names}
 
 
 def build_model(config: Config) -> PretrainModel:

@@ -6,13 +6,11 @@ can never touch what is trained.
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from masking.draw import draw
 from pretrain.config import Config
 from pretrain.data.evaluation_batches import EvaluationBatches, evaluation_batches
 from pretrain.data.shards import ShardSet
@@ -21,10 +19,11 @@ from pretrain.engine.agree import gather_json
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
-from pretrain.guidance import guidance_of
 from pretrain.model import PretrainModel, build_model, grid_of
+from pretrain.step import Recipe, draw_mask
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
+from pretrain.types import Labels
 
 
 class Observer:
@@ -35,7 +34,7 @@ class Observer:
         self._engine = engine
         self._sources = sources
         self._tracker = tracker
-        self._images: Tensor | None = None
+        self._shown: tuple[Tensor, Tensor] | None = None  # images and labels of the pictures
 
     def at(self, step: int, *, first: bool = False, last: bool = False) -> None:
         """What is due after `step` steps. Collective: every rank calls it with the same arguments."""
@@ -43,7 +42,7 @@ class Observer:
         always = last or step == 0
         picture, measured = self._there(step) if first else (False, False)
         if tracking.panels_every is not None and not picture and (always or step % tracking.panels_every == 0):
-            self._panel(step)
+            self._look(step)
         val = self._sources.val
         if evaluation.every_steps is not None and val is not None and not measured:
             if always or step % evaluation.every_steps == 0:
@@ -51,29 +50,33 @@ class Observer:
 
     def _there(self, step: int) -> tuple[bool, bool]:
         """Whether an earlier attempt left picture and evaluation of this step, before it was asked to stop, say."""
-        mine = [self._picture(step).exists(), self._tracker.has_evaluation(step)]
+        drawn = self._tracker.has_inspection(step) if self._config.mask is None else self._picture(step).exists()
+        mine = [drawn, self._tracker.has_evaluation(step)]
         picture, measured = gather_json(mine)[0]
         return picture, measured
 
     def _picture(self, step: int) -> Path:
         return self._config.run_dir / "panels" / f"step-{step:07d}.png"
 
-    def _panel(self, step: int) -> None:
+    @torch.no_grad()
+    def _look(self, step: int) -> None:
+        """The objective's own figures of some images, then their picture, where there is something to see."""
         weights = self._engine.weights()
         if self._engine.rank:
             return
+        config = self._config
         model = self._copy(weights)
-        images = self._panel_images()
-        grid = grid_of(self._config)
-        target = model.objective.target(images)
-        strategy = self._config.mask.at(0)
-        guidance = guidance_of(strategy, grid, images, target, None)
-        rows = torch.arange(len(images))
-        mask = draw(strategy, grid, rows, self._config.seed, 0, guidance, device=self._engine.device)
-        with torch.no_grad():
-            paste = model.objective.reconstruct(model.backbone, images, mask)
+        images, labels = self._images()
+        target = model.objective.target(images, labels)
+        grid = grid_of(config)
+        mask = draw_mask(Recipe(config.mask, grid, config.seed, 1.0), torch.arange(len(images)), 0, images, target)
+        self._tracker.inspection(step, model.objective.inspect(model.backbone, images, mask, target))
+        if config.mask is None:
+            return
+        paste = model.objective.reconstruct(model.backbone, images, mask) if config.objective.reconstructs else None
         path = self._picture(step)
-        panel(images.cpu(), mask.hidden.cpu(), paste.float().cpu(), path, grid=grid, title=f"step {step}")
+        shown = None if paste is None else paste.float().cpu()
+        panel(images.cpu(), mask.hidden.cpu(), shown, path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
 
     def _evaluate(self, step: int, val: ShardSet) -> None:
@@ -108,12 +111,14 @@ class Observer:
             max_images=self._config.evaluation.max_images,
         )
 
-    def _panel_images(self) -> Tensor:
-        if self._images is None:
+    def _images(self) -> tuple[Tensor, Labels]:
+        """The images that pictures show, on the device, and what they are."""
+        if self._shown is None:
             number = self._config.tracking.panel_images
             shards = self._sources.val or self._sources.train
             batches = evaluation_batches(
                 shards, self._config.data, batch_size=number, rank=0, world=1, max_images=number
             )
-            self._images = torch.cat([images for images, _ in islice(batches, 1)])[:number]
-        return self._images.to(self._engine.device)
+            self._shown = next(iter(batches))
+        images, labels = (part.to(self._engine.device) for part in self._shown)
+        return images, Labels.single(labels)

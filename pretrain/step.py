@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from masking.draw import MaskStrategy, draw, named_noise
-from masking.mask import Grid
+from masking.mask import Grid, Mask
 from masking.rng import prf
 from pretrain.guidance import guidance_of
-from pretrain.types import Batch, Losses
+from pretrain.types import Batch, Labels, Losses, Target
 
 if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
-    from pretrain.objectives.base import Objective
+    from pretrain.model import PretrainModel
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What a step needs to know beside its batch."""
 
-    strategy: MaskStrategy
+    strategy: MaskStrategy | None  # None: nothing is hidden
     grid: Grid
     seed: int
     steps_per_epoch: float  # optimizer steps of one pass over the data
@@ -51,16 +51,15 @@ def train_step(
 ) -> StepResult:
     """Trains on this rank's micro-batches of step; num_valid is the number of valid images of the global batch."""
     sums: dict[str, Tensor] = {}
-    objective = cast("Objective", engine.model.objective)
+    model = cast("PretrainModel", engine.model)
+    objective = model.objective
     for micro, batch in enumerate(batches):
         torch.manual_seed(prf(recipe.seed, "dropout", step, micro, engine.rank))
         images = batch.images.to(engine.device, non_blocking=True)
         weight = batch.weight.to(engine.device, non_blocking=True) / max(num_valid, 1)
-        target = objective.target(images)
+        target = objective.target(images, Labels.single(batch.labels.to(engine.device, non_blocking=True)))
         rows = rows_of(engine, batch, micro)
-        strategy = recipe.strategy.at(step / recipe.steps_per_epoch)
-        guidance = guidance_of(strategy, recipe.grid, images, target, batch.boxes)
-        mask = draw(strategy, recipe.grid, rows, recipe.seed, step, guidance, device=engine.device)
+        mask = draw_mask(recipe, rows, step, images, target, batch.boxes)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
         undo_mean = engine.world * len(batches)  # DeepSpeed averages over ranks and micro-batches
@@ -68,6 +67,7 @@ def train_step(
         for name, share in shares.items():
             sums[name] = sums.get(name, 0) + share.detach()
     grad_norm, skipped = engine.step(lr)
+    objective.after_update(model.backbone, skipped)
     return StepResult(sums, grad_norm, skipped)
 
 
@@ -77,6 +77,17 @@ def rows_of(engine: Engine, batch: Batch, micro: int) -> Tensor:
     size = len(batch.images)
     first = micro * size * engine.world + engine.rank
     return torch.arange(first, first + size * engine.world, engine.world)
+
+
+def draw_mask(
+    recipe: Recipe, rows: Tensor, step: int, images: Tensor, target: Target, boxes: Tensor | None = None
+) -> Mask:
+    """The masks of rows (B,) of the global batch in step, on the device of their images (B, C, H, W) uint8."""
+    if recipe.strategy is None:
+        return Mask.of_nothing(len(images), recipe.grid, images.device)
+    strategy = recipe.strategy.at(step / recipe.steps_per_epoch)
+    guidance = guidance_of(strategy, recipe.grid, images, target, boxes)
+    return draw(strategy, recipe.grid, rows, recipe.seed, step, guidance, device=images.device)
 
 
 def draw_noise(rows: Tensor, recipe: Recipe, step: int, device: torch.device) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,11 +34,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What images show: one class each, or shares of two where images were mixed."""
+
+    first: Tensor  # (B,) int64, -1 where the sample has none
+    second: Tensor  # (B,) int64, as first where nothing was mixed in
+    share: Tensor  # (B,) float32, of first; the rest is of second
+
+    @classmethod
+    def single(cls, labels: Tensor) -> Labels:
+        """labels (B,) int64 of images that were not mixed."""
+        return cls(labels, labels, torch.ones_like(labels, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
 class Target:
     """What must be predicted, made without gradient before the mask is drawn."""
 
     value: Tensor | None = None  # (B, N, ...), or None where the objective reads it from the images
     guidance: Tensor | None = None  # (B, N) float importance for mask strategies that ask for it
+    labels: Labels | None = None  # for objectives that predict classes
 
 
 @dataclass(frozen=True)

@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masking.mask import Mask
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes
-from pretrain.types import Features, Losses, Target
+from pretrain.types import Features, Labels, Losses, Target
 
 
-class Objective(Protocol):
-    """An nn.Module that owns its decoder, heads and mask token."""
+class Objective(nn.Module):
+    """What is learned: it owns its decoder, heads and mask token. What it leaves alone is as below."""
 
     checkpointing: bool  # recompute the blocks of a decoder in backward
 
-    def target(self, images: Tensor) -> Target:
-        """What must be predicted of images (B, C, H, W) uint8; made without gradient, before the mask is drawn."""
-        ...
+    if TYPE_CHECKING:
 
-    def __call__(
-        self,
-        backbone: Backbone,
-        images: Tensor,
-        mask: Mask,
-        target: Target,
-        rng: torch.Generator | Tensor | None = None,
-    ) -> tuple[Losses, Features]:
-        """Losses, name -> (B,) float32, and the encoder's features of the visible patches."""
-        ...
+        def __call__(
+            self,
+            backbone: Backbone,
+            images: Tensor,
+            mask: Mask,
+            target: Target,
+            rng: torch.Generator | Tensor | None = None,
+        ) -> tuple[Losses, Features]:
+            """Losses, name -> (B,) float32, and the encoder's features of the visible patches."""
+
+    def target(self, images: Tensor, labels: Labels | None = None) -> Target:
+        """What must be predicted of images (B, C, H, W) uint8; made without gradient, before the mask is drawn. Nothing
+        where the loss reads pixels of hidden patches, which are known only once the mask is."""
+        return Target()
 
     def reconstruct(self, backbone: Backbone, images: Tensor, mask: Mask) -> Tensor:
-        """Images (B, C, H, W) uint8 with predictions in place of hidden patches: (B, C, H, W) float32 in 0..1."""
-        ...
+        """Images (B, C, H, W) uint8 with predictions in place of hidden patches: (B, C, H, W) float32 in 0..1. Asked
+        for where the config says that it reconstructs."""
+        raise NotImplementedError(f"{type(self).__name__} reconstructs no images")
+
+    def inspect(self, backbone: Backbone, images: Tensor, mask: Mask, target: Target) -> dict[str, Any]:
+        """What is worth following as training goes on beside the loss, as JSON values by name: a line of
+        inspections.jsonl. Asked without gradient, of the images that pictures show."""
+        return {}
+
+    def moving(self) -> set[str]:
+        """Names of float32 buffers that change as training goes on and no optimizer updates."""
+        return set()
+
+    def after_update(self, backbone: Backbone, skipped: Tensor) -> None:
+        """Follows the update just made; skipped () float32 is 1 where there was none. Nothing waits for the device."""
 
 
 class ObjectiveConfig(Protocol):
     """A frozen dataclass beside its objective; its fields are its settings."""
+
+    @property
+    def least_hidden(self) -> int | None:
+        """How many patches of an image a mask must hide at least; None: it takes no mask."""
+        ...
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it can put predictions in place of hidden patches, for pictures."""
+        ...
 
     @property
     def chooses(self) -> bool:

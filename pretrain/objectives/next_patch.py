@@ -19,6 +19,7 @@ from masking.mask import Mask, gather_rows
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes
 from pretrain.backbones.layers import NORM_EPS, Mlp, initialize, run_block
+from pretrain.objectives.base import Objective
 from pretrain.objectives.pixel_target import PixelTarget
 from pretrain.ranges import AT_LEAST_0, check_ranges
 from pretrain.types import Features, Losses, Target
@@ -36,6 +37,8 @@ class NextPatchConfig:
     head_depth: int = 12  # residual MLPs of the encoder's width before the linear layer, each token by itself
 
     chooses: ClassVar[bool] = True  # the length of the prefix, from the step's noise
+    least_hidden: ClassVar[int | None] = 1
+    reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
     asks: ClassVar[str | None] = "prefix"
 
@@ -68,7 +71,7 @@ class _Residual(nn.Module):
         return x + self.mlp(self.norm(x))
 
 
-class NextPatch(nn.Module):
+class NextPatch(Objective):
     """Mask token, head, target and loss."""
 
     def __init__(self, config: NextPatchConfig, backbone: Backbone) -> None:
@@ -81,10 +84,6 @@ class NextPatch(nn.Module):
         self.head = nn.Linear(width, backbone.in_chans * backbone.patch_size**2)
         self.pixels = PixelTarget(backbone, config.norm_pixels)
         initialize(self)
-
-    def target(self, images: Tensor) -> Target:
-        """Nothing: the loss reads the pixels itself."""
-        return Target()
 
     def forward(
         self,

@@ -26,6 +26,7 @@ from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes, last_block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, LastKeys, initialize, run_block, sincos_positions
 from pretrain.errors import ConfigError
+from pretrain.objectives.base import Objective
 from pretrain.objectives.pixel_target import PixelTarget
 from pretrain.ranges import AT_LEAST_1, POSITIVE_SHARE, Range, check_ranges, check_width
 from pretrain.types import Features, Losses, Target
@@ -50,6 +51,8 @@ class PixelMAEConfig:
     predict_ratio: float = 1.0  # share of the hidden patches that is predicted; the others are not decoded
     decoder_weights: tuple[float, ...] = (1.0,)  # weight of hidden keys, one for all blocks or one a block; 0: unseen
 
+    least_hidden: ClassVar[int | None] = 1
+    reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
     asks: ClassVar[str | None] = None
 
@@ -121,7 +124,7 @@ class PixelDecoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class PixelMAE(nn.Module):
+class PixelMAE(Objective):
     """Decoder, target and loss of MAE."""
 
     def __init__(self, config: PixelMAEConfig, backbone: Backbone) -> None:
@@ -138,10 +141,6 @@ class PixelMAE(nn.Module):
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
         self.decoder.checkpointing = on
-
-    def target(self, images: Tensor) -> Target:
-        """Nothing: the loss reads the pixels of hidden patches, which are known only once the mask is."""
-        return Target()
 
     def forward(
         self,

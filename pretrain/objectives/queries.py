@@ -22,6 +22,7 @@ from masking.mask import Mask
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes
 from pretrain.backbones.layers import initialize
+from pretrain.objectives.base import Objective
 from pretrain.objectives.pixel import predicted_ids
 from pretrain.objectives.pixel_target import PixelTarget
 from pretrain.ranges import POSITIVE_SHARE, check_ranges
@@ -38,6 +39,8 @@ class MaskQueriesConfig:
     norm_pixels: bool = True  # targets are each patch's pixels less their mean, over their standard deviation
     predict_ratio: float = 1.0  # share of the hidden patches that is asked for; it changes no prediction still made
 
+    least_hidden: ClassVar[int | None] = 1
+    reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
     asks: ClassVar[str | None] = "questions"
 
@@ -60,7 +63,7 @@ class MaskQueriesConfig:
         return sizes.encoder_flops(sizes.num_visible + asked) + 2 * asked * sizes.width * sizes.num_values
 
 
-class MaskQueries(nn.Module):
+class MaskQueries(Objective):
     """Mask token, head, target and loss."""
 
     def __init__(self, config: MaskQueriesConfig, backbone: Backbone) -> None:
@@ -71,10 +74,6 @@ class MaskQueries(nn.Module):
         self.head = nn.Linear(backbone.width, backbone.in_chans * backbone.patch_size**2)
         self.pixels = PixelTarget(backbone, config.norm_pixels)
         initialize(self)
-
-    def target(self, images: Tensor) -> Target:
-        """Nothing: the loss reads the pixels of hidden patches, which are known only once the mask is."""
-        return Target()
 
     def forward(
         self,

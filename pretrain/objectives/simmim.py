@@ -17,6 +17,7 @@ from masking.mask import Mask, gather_rows
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes
 from pretrain.backbones.layers import initialize
+from pretrain.objectives.base import Objective
 from pretrain.objectives.pixel_target import PixelTarget
 from pretrain.types import Features, Losses, Target
 
@@ -28,6 +29,8 @@ class SimMIMConfig:
     norm_pixels: bool = False  # targets are each patch's pixels less their mean, over their standard deviation
 
     chooses: ClassVar[bool] = False
+    least_hidden: ClassVar[int | None] = 1
+    reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
     asks: ClassVar[str | None] = None
 
@@ -44,7 +47,7 @@ class SimMIMConfig:
         return sizes.encoder_flops(sizes.num_patches) + head
 
 
-class SimMIM(nn.Module):
+class SimMIM(Objective):
     """Mask token, head, target and loss of SimMIM."""
 
     def __init__(self, config: SimMIMConfig, backbone: Backbone) -> None:
@@ -55,10 +58,6 @@ class SimMIM(nn.Module):
         self.head = nn.Linear(backbone.width, backbone.in_chans * backbone.patch_size**2)
         self.pixels = PixelTarget(backbone, config.norm_pixels)
         initialize(self)
-
-    def target(self, images: Tensor) -> Target:
-        """Nothing: the loss reads the pixels of hidden patches, which are known only once the mask is."""
-        return Target()
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from pretrain.tracking.lines import LineFile, Record, keep_lines, read_lines
 from pretrain.tracking.settings import TrackingConfig
 from pretrain.tracking.wandb_mirror import Mirror, choose_mode
 
+_FILES = ("metrics", "evaluations", "inspections", "ledger", "journal")
 _CLOSE_S = 15.0  # how long the end of a run waits for W&B at most
 
 
@@ -45,10 +46,9 @@ class Tracker:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         cut_back(self.run_dir, resume_step)
-        self._files = {
-            name: LineFile(self.run_dir / f"{name}.jsonl") for name in ("metrics", "evaluations", "ledger", "journal")
-        }
-        self._evaluated = {record.get("step") for record in read_lines(self.run_dir / "evaluations.jsonl")}
+        self._files = {name: LineFile(self.run_dir / f"{name}.jsonl") for name in _FILES}
+        self._evaluated = _steps(self.run_dir / "evaluations.jsonl")
+        self._inspected = _steps(self.run_dir / "inspections.jsonl")
         self._last_step = resume_step
         self.wandb_id = wandb_id or _stored_id(self.run_dir)
         access = access or WandbAccess()
@@ -76,6 +76,16 @@ class Tracker:
     def has_evaluation(self, step: int) -> bool:
         """Whether an evaluation of this step is already written; rank 0 alone knows."""
         return self._is_main and step in self._evaluated
+
+    def inspection(self, step: int, values: Record) -> None:
+        """Appends what an objective says of itself after step to inspections.jsonl; nothing where it says nothing."""
+        if self._is_main and values:
+            self._files["inspections"].append([{"step": step, **values}])
+            self._inspected.add(step)
+
+    def has_inspection(self, step: int) -> bool:
+        """Whether an inspection of this step is already written; rank 0 alone knows."""
+        return self._is_main and step in self._inspected
 
     def ledger(self, records: Sequence[Record]) -> None:
         """Appends bad samples, {"step", "position", "shard", "key", "reason"} each, to ledger.jsonl."""
@@ -114,12 +124,17 @@ class Tracker:
 
 
 def cut_back(run_dir: Path, step: int) -> None:
-    """Drops what lies after `step` steps: metrics, bad samples and evaluations.
+    """Drops what lies after `step` steps: metrics, bad samples, evaluations and inspections.
 
     At step 0 nothing of an earlier attempt stays, the evaluation of the untrained weights included."""
     keep_lines(run_dir / "metrics.jsonl", lambda record: record["step"] <= step)
     keep_lines(run_dir / "evaluations.jsonl", lambda record: 0 < step >= record["step"])
+    keep_lines(run_dir / "inspections.jsonl", lambda record: 0 < step >= record["step"])
     keep_lines(run_dir / "ledger.jsonl", lambda record: record["step"] <= step)
+
+
+def _steps(path: Path) -> set[object]:
+    return {record.get("step") for record in read_lines(path)}
 
 
 def _stored_id(run_dir: Path) -> str:

@@ -43,7 +43,7 @@ class Cells:
 def panel(
     originals: Tensor,
     masks: Tensor,
-    reconstructions: Tensor,
+    reconstructions: Tensor | None,
     path: Path,
     *,
     grid: Grid,
@@ -53,18 +53,17 @@ def panel(
     """Writes the picture of B images to path, a PNG, and returns path.
 
     originals (B, C, H, W) uint8; masks (B, N) bool, True where hidden; reconstructions (B, C, H, W) float in 0..1,
-    visible pixels pasted; predictions the same without pasting, or None: then only hidden patches are shown.
+    visible pixels pasted, or None where nothing is predicted; predictions the same without pasting, or None: then only
+    hidden patches are shown.
     """
     hidden = _on_pixels(masks, grid, originals.shape[-2:])
     original = originals.float() / 255
     grey = torch.full_like(original, _GREY / 255)
-    paste = reconstructions.float()
-    columns = {
-        "original": original,
-        "masked": torch.where(hidden, grey, original),
-        "prediction": torch.where(hidden, paste, grey) if predictions is None else predictions.float(),
-        "paste": paste,
-    }
+    columns = {"original": original, "masked": torch.where(hidden, grey, original)}
+    if reconstructions is not None:
+        paste = reconstructions.float()
+        columns["prediction"] = torch.where(hidden, paste, grey) if predictions is None else predictions.float()
+        columns["paste"] = paste
     rows = [{name: _picture(images[b]) for name, images in columns.items()} for b in range(len(originals))]
     note = f"channels 1 to 3 of {originals.shape[1]}" if originals.shape[1] > 3 else ""
     sheet, layout = _sheet(rows, "   ".join(filter(None, (title, note))))
@@ -160,7 +159,7 @@ def _sheet(rows: list[dict[str, Image.Image]], title: str) -> tuple[Image.Image,
     num_blocks = 2 if len(rows) > 4 else 1
     num_rows = math.ceil(len(rows) / num_blocks)
     caption, gap = font(13), 4 * _GUTTER
-    block_width = len(COLUMNS) * (width + _GUTTER) - _GUTTER
+    block_width = len(rows[0]) * (width + _GUTTER) - _GUTTER
     top = (30 if title else 8) + 20
     size = (2 * gap + num_blocks * block_width + (num_blocks - 1) * gap, top + num_rows * (height + _GUTTER) + gap)
     sheet = Image.new("RGBA", size, (0, 0, 0, 0))
@@ -170,7 +169,7 @@ def _sheet(rows: list[dict[str, Image.Image]], title: str) -> tuple[Image.Image,
     for index, row in enumerate(rows):
         block, line = divmod(index, num_rows)
         layout.append({})
-        for column, name in enumerate(COLUMNS):
+        for column, name in enumerate(row):
             x = gap + block * (block_width + gap) + column * (width + _GUTTER)
             y = top + line * (height + _GUTTER)
             if line == 0:

@@ -31,8 +31,11 @@ _TOKEN_FIGURES = (
 
 
 def reconstructions(run: RunData) -> str:
-    """A table: a row an image: masked, reconstructed at some steps, original; or a sentence."""
+    """A table: a row an image: masked, reconstructed at some steps where the objective does that, original; or a
+    sentence."""
     sheets = [(step, cells) for step, path in _spread(run.panels) if (cells := read_cells(path)) is not None]
+    if not sheets and run.config.get("mask") is None:
+        return ""
     if not sheets:
         why = (
             "tracking.panels_every is none" if _setting(run, "tracking", "panels_every") is None else "none is due yet"
@@ -42,6 +45,8 @@ def reconstructions(run: RunData) -> str:
     if not all(_same_images(first, cells) for _, cells in sheets):  # the panels' data was changed between attempts
         sheets = sheets[-1:]
         first = sheets[0][1]
+    if "paste" not in first.rows[0]:
+        sheets = []
     heads = ["<th>masked</th>", *(f"<th>step <b>{short(step)}</b></th>" for step, _ in sheets)]
     heads += ['<th class="gap"></th>', "<th>original</th>"]
     rows = []
@@ -72,9 +77,11 @@ def attention(run: RunData) -> str:
 
 
 def masks(run: RunData) -> str:
-    """Masks of the run's strategy, where they fall, and their numbers; or a sentence."""
+    """Masks of the run's strategy, where they fall, and their numbers; or a sentence; nothing for a run without."""
     try:
         config = read_config(run.run_dir / "config.json")
+        if config.mask is None:
+            return ""
         height, width = config.data.image_size
         patch = config.backbone.patch_size
         grid = Grid(height // patch, width // patch)

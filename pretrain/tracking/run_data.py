@@ -23,6 +23,7 @@ class RunData:
     environment: Record
     steps: list[Record]
     evaluations: list[Record]
+    inspections: list[Record]
     journal: list[Record]
     ledger: list[Record]
     panels: list[tuple[int, Path]]  # (step, picture), ascending
@@ -94,6 +95,7 @@ def load_run(run_dir: str | Path) -> RunData:
         environment=_json(run_dir / "environment.json"),
         steps=steps,
         evaluations=[r for r in read_lines(run_dir / "evaluations.jsonl") if isinstance(r.get("step"), int)],
+        inspections=[r for r in read_lines(run_dir / "inspections.jsonl") if isinstance(r.get("step"), int)],
         journal=read_lines(run_dir / "journal.jsonl"),
         ledger=read_lines(run_dir / "ledger.jsonl"),
         panels=_panels(run_dir, steps[-1]["step"] if steps else 0),
