@@ -9,6 +9,7 @@ from masking.mask import Grid
 from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.errors import ConfigError
+from pretrain.objectives.base import Taught
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -83,6 +84,11 @@ def _check_pair(config: Config) -> None:
     if asked is not None and asked not in config.backbone.answers:
         needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
         raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
+    if isinstance(config.objective, Taught) and config.objective.follows_student and config.engine.zero_stage == 3:
+        raise ConfigError(
+            "the teacher is the student's average, and at engine.zero_stage=3 no process has the student's weights "
+            "whole; use engine.zero_stage=2 or below"
+        )
 
 
 def _check_name_and_length(config: Config) -> None:

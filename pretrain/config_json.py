@@ -1,4 +1,4 @@
-"""Settings read back from JSON, as `pretrain.config.to_json` writes them: only types of this project are ever imported."""
+"""Settings read back from JSON, as `pretrain.config.to_json` writes them. No type but ours is ever imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def from_json(value: Any, source: str) -> Any:
 
 
 def component(name: Any, source: str) -> type[Any]:
-    """The settings class that source, a config as JSON, names as its "type". Raises ConfigError where it is not ours."""
+    """The settings class that source, a config as JSON, names as its "type". Raises ConfigError for any not ours."""
     module_name, _, class_name = str(name or "").partition(":")
     if module_name.split(".")[0] not in ("pretrain", "masking"):  # never import what a file names
         raise ConfigError(f"{source} names the type {name!r}; only types of pretrain and masking are read")

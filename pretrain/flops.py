@@ -1,6 +1,6 @@
 """Arithmetic of one training image, and what devices can do: the two sides of MFU (model FLOP utilisation).
 
-Training is three forwards, and two for the patch projection, whose input needs no gradient.
+Training is three forwards, and two for the patch projection, whose input needs no gradient. A teacher's forward is one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from masking.mask import Grid
 from masking.rng import generator
 from pretrain.backbones.flops import Sizes
 from pretrain.config import Config
+from pretrain.objectives.base import Taught
 
 # Dense bf16 matrix products measured on the device where known, else the maker's figure; FLOP/s.
 _PEAKS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -29,9 +30,11 @@ def train_flops_per_image(config: Config) -> float:
         depth=depth,
         num_values=config.data.in_chans * patch**2,
         block=backbone.block_flops,
+        grid=grid,
     )
     embed = 2 * sizes.num_visible * sizes.num_values * wide
-    return 3 * config.objective.forward_flops(sizes) + 2 * embed
+    taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
+    return 3 * config.objective.forward_flops(sizes) + 2 * embed + taught
 
 
 def _num_visible(config: Config, grid: Grid) -> int:

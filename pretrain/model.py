@@ -30,7 +30,8 @@ class PretrainModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
-        return _below("backbone", self.backbone.no_weight_decay())
+        exempt = _below("objective", self.objective.no_weight_decay())
+        return exempt | _below("backbone", self.backbone.no_weight_decay())
 
     def moving(self) -> set[str]:
         """Names of buffers that change as training goes on."""

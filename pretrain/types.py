@@ -54,6 +54,7 @@ class Target:
     value: Tensor | None = None  # (B, N, ...), or None where the objective reads it from the images
     guidance: Tensor | None = None  # (B, N) float importance for mask strategies that ask for it
     labels: Labels | None = None  # for objectives that predict classes
+    layers: tuple[Tensor, ...] = ()  # (B, 1 + N, D) each, a teacher's states of the levels that are compared
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from masking.mask import Grid
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -17,6 +19,7 @@ class Sizes:
     depth: int  # blocks of the encoder
     num_values: int  # P, values in one patch
     block: Callable[[int], float] | None = None  # FLOPs of an encoder's block for so many tokens; None: as in a ViT
+    grid: Grid | None = None  # of the patches, for objectives whose teacher is made for one
 
     @property
     def num_hidden(self) -> int:

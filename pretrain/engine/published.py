@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run that verifies, as named weights: for whoever reads a run and does not go on with it."""
+"""The newest checkpoint of a run that verifies, as named weights: for whoever reads a run and trains another."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Alignment(nn.Module):
         """W, (M, N) float32; the identity where nothing is mixed."""
         return torch.eye(len(self.weights)) if self.mixing is None else self.mixing.weight.float()
 
-    def flops(self, tokens: int, num_student: int, width: int, teacher_width: int) -> float:
+    def flops(self, tokens: int, num_student: int, width: int) -> float:
         """FLOPs of one image's forward, of so many tokens."""
         linear = sum(m.weight.numel() for m in self.adaptors.modules() if isinstance(m, nn.Linear))
         mixing = 0 if self.mixing is None else len(self.levels) * num_student * width

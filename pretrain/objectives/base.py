@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,10 @@ class Objective(nn.Module):
         """What is worth following as training goes on beside the loss, as JSON values by name: a line of
         inspections.jsonl. Asked without gradient, of the images that pictures show."""
         return {}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters, beside norms, biases and tokens, that weight decay must leave alone."""
+        return set()
 
     def moving(self) -> set[str]:
         """Names of float32 buffers that change as training goes on and no optimizer updates."""
@@ -91,4 +95,18 @@ class ObjectiveConfig(Protocol):
 
     def forward_flops(self, sizes: Sizes) -> float:
         """FLOPs of one image's forward through all that is trained, encoder included, patch projection not."""
+        ...
+
+
+@runtime_checkable
+class Taught(Protocol):
+    """The config of an objective whose targets cost arithmetic of their own: a teacher sees the images first."""
+
+    @property
+    def follows_student(self) -> bool:
+        """Whether the teacher is made of the student's weights, which each process must then have whole."""
+        ...
+
+    def target_flops(self, sizes: Sizes) -> float:
+        """FLOPs of making one image's target; there is no backward."""
         ...

@@ -6,7 +6,7 @@ write a matrix of attention. Letters: B images, L tokens, N patches, H heads, E 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -23,14 +23,14 @@ def gives_attention(block: nn.Module) -> bool:
     return plain and isinstance(getattr(block, "norm1", None), nn.LayerNorm) and type(block).__name__ == "Block"
 
 
-def class_attention(block: nn.Module, x: Tensor) -> Tensor:
+def class_attention(block: Any, x: Tensor) -> Tensor:
     """How much the first of a block's input tokens x (B, L, D) attends to each, mean over heads: (B, L) float32, rows
     that sum to 1. Only that token's queries and all keys are computed."""
     y = block.norm1(x)
     return _weights(_part(block, y[:, :1], 0), _part(block, y, 1)).mean(1).squeeze(1)
 
 
-def attention_received(block: nn.Module, x: Tensor, num_prefix: int) -> Tensor:
+def attention_received(block: Any, x: Tensor, num_prefix: int) -> Tensor:
     """How much each of a block's input tokens x (B, L, D) is attended to by a patch, mean over heads and patches: (B,
     L) float32, rows that sum to 1. One head at a time, so that one matrix is in memory."""
     y = block.norm1(x)
@@ -48,7 +48,14 @@ def similarity(summary: Tensor, patches: Tensor) -> Tensor:
     return (1 + F.cosine_similarity(one, others, dim=-1)) / 2
 
 
-def _part(block: nn.Module, y: Tensor, part: int) -> Tensor:
+def importance_flops(kind: Importance, num_patches: int, num_prefix: int, width: int) -> float:
+    """FLOPs of telling the importance of one image's patches, beside the blocks."""
+    asking = {"class": 1, "received": num_patches, "similarity": 0}[kind]
+    tokens = num_patches + num_prefix
+    return 2 * (tokens + asking) * width**2 + 2 * asking * tokens * width if asking else 0.0
+
+
+def _part(block: Any, y: Tensor, part: int) -> Tensor:
     """Queries (0) or keys (1) of normalised tokens y (B, L, D): (B, H, L, E)."""
     attention = block.attn
     num = attention.qkv.out_features // 3

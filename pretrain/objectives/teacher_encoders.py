@@ -49,7 +49,7 @@ class TeacherEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, levels: Sequence[int], importance: Importance) -> Lesson:
-        """What it says of images (B, C, H, W) uint8: the states after blocks levels, and how much each patch matters."""
+        """The states of images (B, C, H, W) uint8 after blocks levels, and how much each patch matters."""
         last = len(self.blocks) - 1
         wanted = sorted({*levels, last - 1, last})
         states = dict(zip(wanted, self.run(images, wanted), strict=True))
@@ -61,8 +61,9 @@ class TeacherEncoder(nn.Module):
         attends = gives_attention(self.blocks[-1])
         return {"class": attends and self.has_class_token, "received": attends, "similarity": True}[importance]
 
-    def forward_flops(self, num_patches: int) -> float:
-        """FLOPs of one image of so many patches, patch projection included."""
+    def forward_flops(self) -> float:
+        """FLOPs of one image, patch projection included."""
+        num_patches = self.grid.num_patches
         tokens, patch = num_patches + self.num_prefix, self.in_chans * self.patch_size**2
         linear = sum(m.weight.numel() for m in self.blocks.modules() if isinstance(m, nn.Linear))
         attention = 4 * tokens**2 * self.width * len(self.blocks)

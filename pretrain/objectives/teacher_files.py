@@ -138,7 +138,8 @@ def _timm_model(name: str, grid: Grid, source: str, **args: Any) -> Any:
         with torch.device("meta"):
             shape = timm.create_model(name, num_classes=0, **args)
         if not isinstance(shape, plain):
-            raise ConfigError(f"{_HERE}={source} is a {type(shape).__name__}; a teacher is a plain ViT, as CLIP and DINO are")
+            kind = type(shape).__name__
+            raise ConfigError(f"{_HERE}={source} is a {kind}; a teacher is a plain ViT, as those of CLIP and DINO are")
         patch = shape.patch_embed.patch_size
         args["img_size"] = (grid.height * patch[0], grid.width * patch[1])
         return timm.create_model(name, num_classes=0, **args)

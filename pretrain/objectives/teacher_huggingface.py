@@ -68,7 +68,9 @@ KINDS = {
 }
 
 
-def as_timm(config: Mapping[str, Any], state: Mapping[str, Tensor], grid: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
+def as_timm(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], grid: Grid
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Arguments of timm's VisionTransformer for crops cut into grid, and its weights, from the config.json and the
     tensors of a model of one of KINDS. Raises ValueError or KeyError where they do not go together."""
     kind = KINDS[config["model_type"]]

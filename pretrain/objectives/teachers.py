@@ -84,7 +84,7 @@ class FrozenTeacher:
         if (device, dtype) not in self._copies:
             moved = copy.deepcopy(self.encoder).to(device, dtype)
             if self._compile and device.type == "cuda":
-                moved.compile()  # type: ignore[no-untyped-call]
+                moved.compile()
             self._copies[device, dtype] = moved
         return self._copies[device, dtype]
 
