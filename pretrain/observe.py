@@ -21,6 +21,8 @@ from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.step import Recipe, draw_mask
+from pretrain.tracking.alignment_picture import alignment_picture
+from pretrain.tracking.lines import read_lines
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
 from pretrain.types import Labels
@@ -71,6 +73,7 @@ class Observer:
         grid = grid_of(config)
         mask = draw_mask(Recipe(config.mask, grid, config.seed, 1.0), torch.arange(len(images)), 0, images, target)
         self._tracker.inspection(step, model.objective.inspect(model.backbone, images, mask, target))
+        self._draw_alignment(step)
         if config.mask is None:
             return
         paste = model.objective.reconstruct(model.backbone, images, mask) if config.objective.reconstructs else None
@@ -78,6 +81,12 @@ class Observer:
         shown = None if paste is None else paste.float().cpu()
         panel(images.cpu(), mask.hidden.cpu(), shown, path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
+
+    def _draw_alignment(self, step: int) -> None:
+        """The film of an alignment so far, where the objective learns one."""
+        path = self._config.run_dir / "panels" / f"alignment-{step:07d}.png"
+        if alignment_picture(read_lines(self._config.run_dir / "inspections.jsonl"), path) is not None:
+            self._tracker.panel(step, path, "alignment")
 
     def _evaluate(self, step: int, val: ShardSet) -> None:
         cfg = self._config.evaluation

@@ -7,20 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from pretrain.tracking.charts import Scale, short, ticks
-from pretrain.tracking.panels import font, save
+from pretrain.tracking.panels import save
+from pretrain.tracking.pen import INK, TEXT_PX, Pen
 
 NAME = "attention-rank"  # of the files in a run's directory: .json and .png
-_INK = (126, 126, 126, 255)  # can be read on white and on black, since the ground is transparent
 _GRID = (126, 126, 126, 60)
 _TRAINED = (22, 148, 138, 255)
 _MASK = (204, 106, 40, 255)
 _SIZE = (1520, 840)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 96, 360, 120, 84  # the right margin names the horizontal lines
-_OVER = 2  # drawn so many times larger, then reduced: Pillow draws without anti-aliasing
-_TEXT = 24
 
 
 def attention_picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
@@ -30,14 +26,14 @@ def attention_picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> P
     length, blocks = first["length"], first["blocks"]
     x = Scale(-0.5, len(blocks) - 0.5, _LEFT, _SIZE[0] - _RIGHT)
     y = Scale(0, length, _SIZE[1] - _BOTTOM, _TOP)
-    pen = _Pen()
+    pen = Pen(_SIZE)
     pen.text(_LEFT - 72, 18, f"Attention-map rank, {name}: {first['images']} images, {length} tokens", size=30)
     _frame(pen, x, y, len(blocks))
     _baselines(pen, y, first["baselines"])
     keys = [("mean of the heads, lowest to highest", _TRAINED), ("the block's mask alone", _MASK)]
     for other, result in others:
-        _means(pen, result["blocks"], x, y, _INK)
-        keys.append((other, _INK))
+        _means(pen, result["blocks"], x, y, INK)
+        keys.append((other, INK))
     for index, block in enumerate(blocks):
         _block(pen, x.at(index), y, block, half=0.3 * (x.at(1) - x.at(0)))
     _means(pen, blocks, x, y, _TRAINED)
@@ -48,30 +44,7 @@ def attention_picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> P
     return save(pen.picture(), path)
 
 
-class _Pen:
-    """Draws in places of the finished picture."""
-
-    def __init__(self) -> None:
-        self._sheet = Image.new("RGBA", (_SIZE[0] * _OVER, _SIZE[1] * _OVER), (0, 0, 0, 0))
-        self._draw = ImageDraw.Draw(self._sheet)
-
-    def line(self, places: Sequence[tuple[float, float]], colour: tuple[int, ...], width: int) -> None:
-        self._draw.line([(a * _OVER, b * _OVER) for a, b in places], colour, width * _OVER, joint="curve")
-
-    def dot(self, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
-        self._draw.ellipse([(v + d) * _OVER for d in (-radius, radius) for v in (x, y)], colour)
-
-    def text(self, x: float, y: float, words: str, size: int = _TEXT, anchor: str = "la") -> float:
-        """Writes words; returns their width."""
-        face = font(size * _OVER)
-        self._draw.text((x * _OVER, y * _OVER), words, _INK, font=face, anchor=anchor)
-        return self._draw.textlength(words, font=face) / _OVER
-
-    def picture(self) -> Image.Image:
-        return self._sheet.resize(_SIZE, Image.Resampling.LANCZOS)
-
-
-def _frame(pen: _Pen, x: Scale, y: Scale, num_blocks: int) -> None:
+def _frame(pen: Pen, x: Scale, y: Scale, num_blocks: int) -> None:
     for value in ticks(y.low, y.high):
         pen.line([(_LEFT, y.at(value)), (_SIZE[0] - _RIGHT, y.at(value))], _GRID, 2)
         pen.text(_LEFT - 14, y.at(value), short(value), anchor="rm")
@@ -81,17 +54,17 @@ def _frame(pen: _Pen, x: Scale, y: Scale, num_blocks: int) -> None:
     pen.text((x.start + x.end) / 2, _SIZE[1] - 32, "block", anchor="ma")
 
 
-def _baselines(pen: _Pen, y: Scale, baselines: Mapping[str, int]) -> None:
+def _baselines(pen: Pen, y: Scale, baselines: Mapping[str, int]) -> None:
     right, lowest = _SIZE[0] - _RIGHT, float(_SIZE[1])
     for name, rank in sorted(baselines.items(), key=lambda item: item[1]):
         at = y.at(rank)
         for start in range(_LEFT, right, 28):
-            pen.line([(start, at), (min(start + 16, right), at)], _INK, 3)
-        lowest = min(at, lowest - _TEXT - 6)  # names do not meet, where ranks are close
+            pen.line([(start, at), (min(start + 16, right), at)], INK, 3)
+        lowest = min(at, lowest - TEXT_PX - 6)  # names do not meet, where ranks are close
         pen.text(right + 14, lowest, f"{name} {rank}", anchor="lm")
 
 
-def _block(pen: _Pen, at: float, y: Scale, block: Mapping[str, Any], half: float) -> None:
+def _block(pen: Pen, at: float, y: Scale, block: Mapping[str, Any], half: float) -> None:
     mask, heads = y.at(block["mask_rank"]), [y.at(rank) for rank in block["rank"]]
     pen.line([(at - half, mask), (at + half, mask)], _MASK, 6)
     pen.line([(at, min(heads)), (at, max(heads))], (*_TRAINED[:3], 110), 6)
@@ -99,7 +72,7 @@ def _block(pen: _Pen, at: float, y: Scale, block: Mapping[str, Any], half: float
         pen.dot(at, head, 5, (*_TRAINED[:3], 170))
 
 
-def _means(pen: _Pen, blocks: Sequence[Mapping[str, Any]], x: Scale, y: Scale, colour: tuple[int, ...]) -> None:
+def _means(pen: Pen, blocks: Sequence[Mapping[str, Any]], x: Scale, y: Scale, colour: tuple[int, ...]) -> None:
     places = [(x.at(index), y.at(sum(block["rank"]) / len(block["rank"]))) for index, block in enumerate(blocks)]
     pen.line(places, colour, 6)
     for place in places:

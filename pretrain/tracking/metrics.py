@@ -92,11 +92,13 @@ class Tracker:
         if self._is_main and records:
             self._files["ledger"].append(records)
 
-    def panel(self, step: int, path: Path) -> None:
-        """Notes that the picture of a step was written, so that W&B shows it too."""
+    def panel(self, step: int, path: Path, group: str = "panels") -> None:
+        """Notes that the picture of a step was written, so that W&B shows it too: under group, "panels" for
+        reconstructions or "alignment"."""
         path = Path(path)
         inside = path.is_relative_to(self.run_dir)
-        self.event("panel", step=step, path=path.relative_to(self.run_dir) if inside else path.absolute())
+        shown = path.relative_to(self.run_dir) if inside else path.absolute()
+        self.event("panel", step=step, path=shown, **({} if group == "panels" else {"group": group}))
 
     def event(self, kind: str, **fields: object) -> None:
         """Appends something that happened to the run to journal.jsonl, with its time. The journal is never cut back."""

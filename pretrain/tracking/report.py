@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretrain.tracking.charts import Point, Series, chart, short, smooth
 from pretrain.tracking.live import duration
-from pretrain.tracking.report_pictures import attention, masks, reconstructions
+from pretrain.tracking.report_pictures import alignment, attention, masks, reconstructions
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -17,6 +17,10 @@ _HERE = Path(__file__).parent
 _ABOUT_ATTENTION = (
     "How many singular values of a map of attention make up 80 % of their sum. A mask moves that figure by itself: "
     "read it against uniform attention under the same mask, not against another encoder's alone."
+)
+_ABOUT_ALIGNMENT = (
+    "What the student's layers give to each level of the teacher. A level's adaptor takes up any scale, so rows are "
+    "shares: their sizes sum to 1, and the colour is the sign."
 )
 _SCORES = (("knn", "kNN"), ("linear", "Linear probe"))
 
@@ -38,6 +42,7 @@ def _page(run: RunData) -> str:
         ("Frozen features", "What simple classifiers make of the encoder's features; step 0 is the untrained encoder.",
          _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
+        ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
         ("History", "Every attempt at this run, and what became of it.", history(run)),
         ("Bad samples", "Images that could not be used: they kept their place and weighed nothing.", bad_samples(run)),

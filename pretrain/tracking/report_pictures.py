@@ -15,6 +15,7 @@ from masking.gallery import Exhibit, exhibit
 from masking.mask import Grid
 from pretrain.config import read_config
 from pretrain.errors import ConfigError
+from pretrain.tracking.alignment_picture import alignment_film
 from pretrain.tracking.attention_picture import NAME
 from pretrain.tracking.charts import short
 from pretrain.tracking.panels import Cells, read_cells
@@ -73,6 +74,24 @@ def attention(run: RunData) -> str:
     image = f'<img src="data:image/png;base64,{shown}" alt="rank of attention maps by block" style="max-width:100%">'
     heads = "".join(f"<th>{words}</th>" for words, _, _ in _TOKEN_FIGURES)
     table = f'<table class="plain"><thead><tr><th>last tokens</th>{heads}</tr></thead>{"".join(rows)}</table>'
+    return f'<div class="card wide">{image}{table}</div>'
+
+
+def alignment(run: RunData) -> str:
+    """The film of the learned alignment, and the distances at the levels that are compared; nothing where the run
+    learns none."""
+    film = alignment_film(run.inspections)
+    if film is None:
+        return ""
+    last = next(record for record in reversed(run.inspections) if record.get("distances"))
+    heads = "".join(f"<th>{level + 1}</th>" for level in last["levels"])
+    cells = "".join(f"<td>{value:.3f}</td>" for value in last["distances"])
+    words = f'distance at step {short(last["step"])}'
+    table = (
+        f'<table class="plain"><thead><tr><th>level of the teacher</th>{heads}</tr></thead>'
+        f"<tr><th>{words}</th>{cells}</tr></table>"
+    )
+    image = f'<img src="{_png(film)}" alt="matrix of the alignment at several steps" style="max-width:100%">'
     return f'<div class="card wide">{image}{table}</div>'
 
 
@@ -172,6 +191,13 @@ def _data_url(picture: Image.Image) -> str:
     picture.save(jpeg, format="JPEG", quality=88)
     kind, data = ("png", png) if png.tell() <= 1.5 * jpeg.tell() else ("jpeg", jpeg)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _png(picture: Image.Image) -> str:
+    """The picture inside the page, with its transparent ground."""
+    png = io.BytesIO()
+    picture.save(png, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 def _setting(run: RunData, group: str, name: str) -> object:

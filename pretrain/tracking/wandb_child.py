@@ -29,6 +29,8 @@ _SETTLE_S = 3.0
 _GRACE_S = 30.0  # from the end of the parent to the end of this process
 _PROBE_S = 3.0
 _INIT_S = 30.0
+_PICTURES = {"panels": "panels/reconstruction", "alignment": "alignment/matrix"}  # by the group of a journal's line
+_GROUPS = ("eval", *_PICTURES)
 _TEXT_KEYS = ("loss_hex", "digest")  # for comparing runs to the bit, not for curves
 
 
@@ -82,7 +84,7 @@ class Sender:
     def _send(self) -> None:
         self._waiting += [(row["step"], "eval", row) for row in self._tails["evaluations"].new()]
         panels = [row for row in self._tails["journal"].new() if row["event"] == "panel"]
-        self._waiting += [(row["step"], "panels", row) for row in panels]
+        self._waiting += [(row["step"], row.get("group", "panels"), row) for row in panels]
         self._waiting.sort(key=lambda item: item[:2])
         self._send_extras(self._last)
         for row in self._tails["metrics"].new():
@@ -119,15 +121,15 @@ class Sender:
             self._sent.add((group, at))
             self._in_row.add(group)
             named = {f"eval/{name}": value for name, value in _numbers(row).items() if name != "step"}
-            values = named if group == "eval" else self._picture(at, self._run_dir / row["path"])
+            values = named if group == "eval" else self._picture(group, at, self._run_dir / row["path"])
             if values:
                 self._run.log({f"{group}/step": at, **values}, step=step)
 
-    def _picture(self, step: int, path: Path) -> Record:
+    def _picture(self, group: str, step: int, path: Path) -> Record:
         import wandb
 
         try:
-            return {"panels/reconstruction": wandb.Image(str(path), caption=f"step {step}")}
+            return {_PICTURES[group]: wandb.Image(str(path), caption=f"step {step}")}
         except OSError as error:
             print(f"picture {path}: {error}", file=sys.stderr)
             return {}
@@ -174,7 +176,7 @@ def _init(run_dir: Path, job: Record) -> tuple[Any, str]:
                 raise
             wandb.teardown()  # else its service would say that this run id is in use
             continue
-        for group in ("eval", "panels"):
+        for group in _GROUPS:
             run.define_metric(f"{group}/step", hidden=True)
             run.define_metric(f"{group}/*", step_metric=f"{group}/step")
         run.define_metric("step", hidden=True)
@@ -210,7 +212,7 @@ def _on_disk(folder: Path) -> tuple[int, set[tuple[str, int]]]:
             continue
         for row in read_history(path):
             last = max(last, int(row.get("step") or 0))
-            extras |= {(group, int(row[f"{group}/step"])) for group in ("eval", "panels") if f"{group}/step" in row}
+            extras |= {(group, int(row[f"{group}/step"])) for group in _GROUPS if f"{group}/step" in row}
     return last, extras
 
 
