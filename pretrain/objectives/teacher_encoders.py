@@ -41,7 +41,11 @@ class TeacherEncoder(nn.Module):
     in_chans: int
     num_prefix: int  # class token and registers, in front of the patches
     has_class_token: bool
-    blocks: Any  # an nn.ModuleList
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Its blocks; a property, for a module that has two names would be saved twice."""
+        raise NotImplementedError
 
     def run(self, images: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """The whole sequence (B, num_prefix + N, D) after each of blocks wanted, ascending, for images (B, C, H, W)
@@ -93,8 +97,12 @@ class OwnEncoder(TeacherEncoder):
         self.grid, self.width, self.patch_size = backbone.grid, backbone.width, backbone.patch_size
         self.in_chans, self.num_prefix = backbone.in_chans, backbone.num_prefix
         self.has_class_token = has_class_token(backbone)
-        self.blocks = backbone.blocks
         self.pixels = TeacherPixels(self.grid, self.patch_size, backbone.mean, backbone.std)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The backbone's."""
+        return self.backbone.blocks
 
     def run(self, images: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """See TeacherEncoder. Images of its own size go in as they are: its projection normalises in its weights."""
@@ -112,8 +120,13 @@ class TimmEncoder(TeacherEncoder):
         self.grid, self.width, self.patch_size = grid, vit.embed_dim, vit.patch_embed.patch_size[0]
         self.in_chans = vit.patch_embed.proj.in_channels
         self.num_prefix, self.has_class_token = vit.num_prefix_tokens, vit.cls_token is not None
-        self.blocks = vit.blocks
         self.pixels = TeacherPixels(grid, self.patch_size, mean, std)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The model's."""
+        found: nn.ModuleList = self.model.blocks
+        return found
 
     def run(self, images: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """See TeacherEncoder."""

@@ -37,7 +37,7 @@ _BLOCK = {  # of every kind: patterns of names, in the order in which they are t
 _ENDS = {
     r"embeddings\.(?:class_embedding|cls_token)": "cls_token",
     r"embeddings\.(?:position_embedding\.weight|position_embeddings)": "pos_embed",
-    r"embeddings\.(?:patch_embedding|patch_embeddings\.projection)": "patch_embed.proj",
+    r"embeddings\.(?:patch_embeddings\.projection|patch_embedding)": "patch_embed.proj",
     r"pre_layrnorm|pre_layernorm": "norm_pre",
     r"^(?:post_layernorm|layernorm)\.": "norm.",
 }
