@@ -86,7 +86,7 @@ def alignment(run: RunData) -> str:
     last = next(record for record in reversed(run.inspections) if record.get("distances"))
     heads = "".join(f"<th>{level + 1}</th>" for level in last["levels"])
     cells = "".join(f"<td>{value:.3f}</td>" for value in last["distances"])
-    words = f'distance at step {short(last["step"])}'
+    words = f"distance at step {short(last['step'])}"
     table = (
         f'<table class="plain"><thead><tr><th>level of the teacher</th>{heads}</tr></thead>'
         f"<tr><th>{words}</th>{cells}</tr></table>"

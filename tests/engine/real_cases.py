@@ -45,7 +45,9 @@ def _step(engine: Engine, model: Any, config: Any, lr: float, step: int) -> floa
     target = model.objective.target(images)
     mask = draw(config.mask, grid_of(config), rows, 0, step, target.guidance, device=engine.device)
     values, _ = engine(images, mask, target)
-    loss = values["pixel"].mean()
+    loss = next(iter(values.values())).mean()
     engine.backward(loss)
-    assert float(engine.step(lr)[1]) == 0
+    _, skipped = engine.step(lr)
+    assert float(skipped) == 0
+    model.objective.after_update(model.backbone, skipped)
     return float(loss.detach())

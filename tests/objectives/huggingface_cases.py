@@ -1,4 +1,4 @@
-"""Hugging Face's vision encoders written plainly, under the names their files have: what our reading is compared with."""
+"""Hugging Face's vision encoders written plainly, under the names their files have: what ours is compared with."""
 
 import json
 

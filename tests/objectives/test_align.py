@@ -108,7 +108,7 @@ def test_students_and_teachers_of_unequal_depth_meet_at_all_levels(tmp_path, tea
     assert objective.alignment.mixing.weight.shape == (teacher, mine)
     loss_of(objective, backbone, photographs(2), masks(2, 19)).backward()
     assert (objective.alignment.mixing.weight.grad != 0).all()
-    with pytest.raises(ConfigError, match=f"the teacher has {teacher} blocks, the student {mine}; use objective.mixing"):
+    with pytest.raises(ConfigError, match=f"the teacher has {teacher} blocks, the student {mine}; use objective"):
         aligned(objective.config.teacher, backbone, mixing=False)
 
 

@@ -1,4 +1,4 @@
-"""pretrain/objectives/alignment.py: the matrix, the weights of levels, the targets and the distance, by their numbers."""
+"""pretrain/objectives/alignment.py: the matrix, the weights of levels, the targets and the distance by numbers."""
 
 import pytest
 import torch

@@ -205,10 +205,13 @@ def test_the_students_average_does_not_change_with_what_is_dropped_at_random():
 
 def refused(tmp_path, config, says, backbone=None, **settings):
     with pytest.raises(ConfigError, match=says) as error:
-        objective = MaskAlignConfig(config, **settings)
-        objective.check()
-        objective.build(backbone or student())
+        checked_and_built(MaskAlignConfig(config, **settings), backbone or student())
     assert "\n" not in str(error.value)
+
+
+def checked_and_built(objective, backbone):
+    objective.check()
+    return objective.build(backbone)
 
 
 def test_what_cannot_teach_is_refused_in_a_sentence(tmp_path):
