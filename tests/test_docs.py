@@ -62,9 +62,12 @@ def test_links_to_sections_meet_a_heading(page: Path) -> None:
         assert section in slugs, f"{page.name} links to {target}#{section}"
 
 
+CONFIGS = ("mae_vitb16", "illama_b16_mae", "maskalign_vitb16")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_named_in_the_pages_exist(page: Path) -> None:
-    configs = [load_config(ROOT / "configs" / f"{name}.py") for name in ("mae_vitb16", "illama_b16_mae")]
+    configs = [load_config(ROOT / "configs" / f"{name}.py") for name in CONFIGS]
     sections = "data|backbone|objective|optim|engine|checkpoint|tracking|evaluation"
     for override in re.findall(rf"`((?:{sections})\.[a-z_.]+=[^`\s]+)`", page.read_text()):
         assert any(_takes(config, override.replace("'", "")) for config in configs), override
