@@ -2,7 +2,8 @@
 
 Command:   lacuna train configs/demo.py, then lacuna train configs/maskalign_demo.py
 Hardware:  two CPU cores, about four minutes each
-Expected:  not measured yet
+Expected:  one run of steps=400, taught by a demo run of steps=400: loss 2.5 to 0.025, kNN 40.9 % (35.7 % untrained, the
+           teacher 44.0 %) on 504 crops of held-out parts; the 800 steps of both have not been measured
 """
 
 from masking.ratio import FixedRatio

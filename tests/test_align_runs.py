@@ -48,6 +48,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_with_a_moving_teacher_as_one_does(tmp_path: Path, pattern: str) -> None:
     for world in (1, 2):
         given = settings(tmp_path / f"of{world}", pattern, *AVERAGE, "backbone.drop_path=0", steps=6)
@@ -64,7 +65,7 @@ def test_two_processes_train_with_a_moving_teacher_as_one_does(tmp_path: Path, p
         assert (first[name] - student).abs().max() > 1e-4  # it lags behind
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_with_the_average_it_had(tmp_path: Path, pattern: str, precision: str) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     more = (*AVERAGE, f"engine.precision={precision}")
