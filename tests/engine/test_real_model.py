@@ -14,7 +14,7 @@ AVERAGE = ["objective.teacher.model=ema"]
         ("tiny_cpu", 1e-3, (0, 1, 2, 3), []),
         ("simmim_cifar", 1e-4, (1, 3), []),
         ("illama_cifar_mae", 1e-3, (1, 3), []),
-        ("maskalign_cifar", 1e-4, (1, 3), FROZEN),
+        pytest.param("maskalign_cifar", 1e-4, (1, 3), FROZEN, marks=pytest.mark.slow),
         pytest.param("illama_cifar_queries", 1e-4, (1, 3), [], marks=pytest.mark.slow),
         pytest.param("illama_cifar_next", 1e-4, (1, 3), [], marks=pytest.mark.slow),
     ],
@@ -33,6 +33,7 @@ def test_an_objective_trains_alike_at_every_stage(tmp_path, name, lr, stages, ov
         assert fp32[0][1] < fp32[0][0]
 
 
+@pytest.mark.slow
 def test_the_students_average_teaches_alike_at_every_stage_that_has_it_whole(tmp_path):
     combos = [[stage, precision, False] for precision in ("fp32", "bf16") for stage in (0, 1, 2)]
     kwargs = {"run_dir": str(tmp_path), "name": "maskalign_cifar", "lr": 1e-4, "combos": combos, "overrides": AVERAGE}
