@@ -27,7 +27,7 @@ from pretrain.model import build_model, grid_of  # noqa: E402
 
 def compute() -> dict[str, Any]:
     """Every golden number, by name."""
-    runs = ("tiny_cpu", "simmim_cifar", "illama_cifar_mae")
+    runs = ("tiny_cpu", "simmim_cifar", "illama_cifar_mae", "mto_r_simmim_cifar", "mto_r_mae_cifar")
     return {"prf": str(prf(1, "golden", 2)), **_order()} | {k: v for name in runs for k, v in _objective(name).items()}
 
 

@@ -65,6 +65,8 @@ class Treatment:
             with torch.no_grad():
                 self._start = block.norm1(x[:, self.num_seen :])  # type: ignore[operator]
         scores = self._noise if is_first or self.is_random else None
+        if num_queries is not None:  # hidden tokens alone ask, and nothing is kept from them
+            plan = plan._replace(excluded=0)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             own = BlockTreatment(self, plan, scores)
