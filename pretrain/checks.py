@@ -76,6 +76,8 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_grid(config)
     config.objective.check()
     _check_pair(config)
+    if config.mto is not None:
+        config.mto.check(config.objective, config.backbone)
     _check_evaluation(config)
 
 

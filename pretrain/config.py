@@ -27,6 +27,7 @@ from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationConfig
 from pretrain.objectives.base import ObjectiveConfig
+from pretrain.objectives.mto_r import MtoRConfig
 from pretrain.tracking.settings import TrackingConfig
 
 _NONE = ("None", "none", "off")
@@ -50,6 +51,12 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when state is saved
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # metrics, pictures, W&B
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # features measured during training
+    mto: MtoRConfig | None = None  # masked-token optimisation as reconstructed here; None: off
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the objective or MTO-R draws among hidden patches: the step then hands over noise."""
+        return self.objective.chooses or (self.mto is not None and self.mto.chooses)
 
     @property
     def run_dir(self) -> Path:

@@ -12,6 +12,7 @@ from masking.rng import generator
 from pretrain.backbones.flops import Sizes
 from pretrain.config import Config
 from pretrain.objectives.base import Taught
+from pretrain.objectives.mto_r import TreatedConfig
 
 # Dense bf16 matrix products measured on the device where known, else the maker's figure; FLOP/s.
 _PEAKS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -34,7 +35,16 @@ def train_flops_per_image(config: Config) -> float:
     )
     embed = 2 * sizes.num_visible * sizes.num_values * wide
     taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
-    return 3 * config.objective.forward_flops(sizes) + 2 * embed + taught
+    return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * embed + taught
+
+
+def _mto_flops(config: Config, sizes: Sizes) -> float:
+    if config.mto is None:
+        return 0.0
+    assert isinstance(config.objective, TreatedConfig)  # checks.py
+    treated = config.objective.treated(config.backbone)
+    num_hidden = max(1, round(sizes.num_hidden * treated.hidden_share))
+    return config.mto.forward_flops(treated, sizes.num_prefix + sizes.num_visible, num_hidden)
 
 
 def _num_visible(config: Config, grid: Grid) -> int:

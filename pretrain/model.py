@@ -10,6 +10,8 @@ from masking.rng import prf
 from pretrain.backbones.base import Backbone
 from pretrain.config import Config
 from pretrain.objectives.base import Objective
+from pretrain.objectives.mask_tokens import MaskTokenObjective
+from pretrain.objectives.mto_r import TreatedConfig
 from pretrain.types import Features, Losses, Target
 
 
@@ -37,6 +39,11 @@ class PretrainModel(nn.Module):
         """Names of buffers that change as training goes on."""
         return _below("backbone", self.backbone.moving()) | _below("objective", self.objective.moving())
 
+    def at_step(self, step: int, total_steps: int, steps_per_epoch: float) -> dict[str, float]:
+        """Sets what depends on the step about to be trained, and says it by name for the metrics."""
+        followed = self.backbone.at_step(step, total_steps, steps_per_epoch)
+        return {**followed, **self.objective.at_step(step, total_steps)}
+
 
 def _below(part: str, names: set[str]) -> set[str]:
     return {f"{part}.{name}" for name in names}
@@ -45,7 +52,11 @@ def _below(part: str, names: set[str]) -> set[str]:
 def build_model(config: Config) -> PretrainModel:
     """The model of config with weights drawn from config.seed: the same on every rank and at every world size."""
     backbone = build_backbone(config)
-    return PretrainModel(backbone, config.objective.build(backbone))
+    objective = config.objective.build(backbone)
+    if config.mto is not None:
+        assert isinstance(objective, MaskTokenObjective) and isinstance(config.objective, TreatedConfig)  # checks.py
+        objective.treat(config.mto, config.objective.treated(config.backbone).depth, config.seed)
+    return PretrainModel(backbone, objective)
 
 
 def build_backbone(config: Config) -> Backbone:

@@ -205,7 +205,7 @@ def steps_per_epoch(config: Config, num_samples: int) -> float:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.objective.chooses)
+    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.chooses)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step
@@ -214,7 +214,7 @@ def _loop(run: Run, around: Around) -> None:
         waited = time.perf_counter() - began
         agreed = agree(batches, around.stop.wanted())
         lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
-        followed = cast("PretrainModel", engine.model).backbone.at_step(step, run.total_steps, run.steps_per_epoch)
+        followed = cast("PretrainModel", engine.model).at_step(step, run.total_steps, run.steps_per_epoch)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
         run.watch.note(step, batches, result.skipped)
         run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began, followed)

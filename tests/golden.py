@@ -29,7 +29,8 @@ _NO_FILE = ["objective.teacher.model=ema"]  # a teacher that is there
 
 def compute() -> dict[str, Any]:
     """Every golden number, by name."""
-    runs = {"tiny_cpu": [], "simmim_cifar": [], "illama_cifar_mae": [], "maskalign_cifar": _NO_FILE}
+    runs = {"tiny_cpu": [], "simmim_cifar": [], "illama_cifar_mae": [], "maskalign_cifar": _NO_FILE,
+            "mto_r_simmim_cifar": [], "mto_r_mae_cifar": []}  # fmt: skip
     found = {"prf": str(prf(1, "golden", 2)), **_order()}
     return found | {key: value for run in runs.items() for key, value in _objective(*run).items()}
 

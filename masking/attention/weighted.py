@@ -48,8 +48,8 @@ class WeightedAttention(torch.autograd.Function):
                 _by_head(p, heads).add_(_of(added, images))
             torch.ops.aten._softmax.out(p, -1, False, out=p)
             torch.bmm(p if gate is None else _gated(p, gate, images, heads), v[rows], out=out[rows])
-        ctx.save_for_backward(weights, q, k, v, bias, gate, empty, *parts)
-        ctx.num_queries, ctx.heads = num_queries, heads
+        ctx.save_for_backward(weights, q, k, v, bias if ctx.needs_input_grad[1] else None, gate, empty)
+        ctx.num_queries, ctx.heads, ctx.shapes = num_queries, heads, [part.shape for part in parts]
         out = rearrange(out, "(b h) l e -> b l h e", h=heads)
         return (out if empty is None else out * rearrange(~empty, "b l -> b l 1 1").to(out.dtype)).contiguous()
 
@@ -58,15 +58,15 @@ class WeightedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With P the softmax and G = grad v^T: dv = (r P)^T grad, dr = P G, dS = P (r G - rowsum(P r G)) = d log u,
         dq = dS k, dk = dS^T q."""
-        weights, q, k, v, bias, gate, empty, *parts = ctx.saved_tensors
+        weights, q, k, v, bias, gate, empty = ctx.saved_tensors
         heads, scale = ctx.heads, q.shape[-1] ** -0.5
         do = _matrices(grad, None)
         if empty is not None:
             _by_head(do, heads).mul_(rearrange(~empty, "b l -> b 1 l 1").to(do.dtype))
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        dbias = torch.zeros_like(bias) if ctx.needs_input_grad[1] else None
+        dbias = None if bias is None else torch.zeros_like(bias)
         dgate = torch.zeros_like(gate) if ctx.needs_input_grad[2] else None
-        for images in _groups(weights, len(parts[0])):
+        for images in _groups(weights, len(grad)):
             rows = slice(images.start * heads, images.stop * heads)
             p, ds = weights[rows], torch.bmm(do[rows], v[rows].mT)
             torch.bmm((p if gate is None else _gated(p, gate, images, heads)).mT, do[rows], out=dv[rows])
@@ -77,7 +77,7 @@ class WeightedAttention(torch.autograd.Function):
             _accumulate(dbias, images, ds, None, heads)
             dq[rows].baddbmm_(ds, k[rows], beta=0, alpha=scale)
             dk[rows].baddbmm_(ds.mT, q[rows], beta=0, alpha=scale)
-        grads, views = gradients(parts, ctx.num_queries)
+        grads, views = gradients([q.new_empty(shape) for shape in ctx.shapes], ctx.num_queries)
         for view, matrices in zip(views, (dq, dk, dv), strict=True):
             view.copy_(rearrange(matrices, "(b h) l e -> b l h e", h=heads))
         return None, dbias, dgate, None, *grads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from masking.attention.weighting import PLAIN, Weighting
 from masking.mask import Grid
 
 NORM_EPS = 1e-6
+Rule = Callable[[Tensor, Tensor], Weighting]  # of a block's normed input (B, L, D) and its qkv (B, L, 3, H, E)
 
 
 class LastKeys(NamedTuple):
@@ -46,13 +48,16 @@ class Attention(nn.Module):
         self.qkv = Projection(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None) -> Tensor:
-        """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask."""
+    def forward(
+        self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None, rule: Rule | None = None
+    ) -> Tensor:
+        """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask. A rule
+        says who sees whom, in place of last_keys."""
         if last_keys is not None and last_keys.weight == 0:
             out = self._attend_to_first(x, num_queries, x.shape[1] - last_keys.num)
         else:
             qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
-            out = self_attention(qkv, num_queries, _weighting(qkv, last_keys))
+            out = self_attention(qkv, num_queries, _weighting(qkv, last_keys) if rule is None else rule(x, qkv))
         return self.proj(rearrange(out, "b l h e -> b l (h e)"))
 
     def _attend_to_first(self, x: Tensor, num_queries: int | None, num_keys: int) -> Tensor:
@@ -118,11 +123,13 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, num_queries: int | None = None, last_keys: LastKeys | None = None, rule: Rule | None = None
+    ) -> Tensor:
         """x (B, L, D); where num_queries is given only the last so many rows come out: (B, num_queries, D). last_keys
-        says how much the last rows count as keys; None: as much as the others."""
+        says how much the last rows count as keys, a rule more than that; None: as much as the others."""
         rows = x if num_queries is None else x[:, -num_queries:]
-        x = rows + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_queries, last_keys)))
+        x = rows + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_queries, last_keys, rule)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
 from pretrain.backbones.patch_embed import PatchEmbed
+from pretrain.backbones.treatment import Treatment
 from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
 from pretrain.types import Features
 
@@ -53,7 +54,7 @@ class ViTConfig:
     depth: int | None = None  # overrides the size's number of blocks
     heads: int | None = None  # overrides the size's number of attention heads
 
-    answers: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[tuple[str, ...]] = ("treatment",)
 
     @property
     def num_prefix(self) -> int:
@@ -92,6 +93,13 @@ class ViT(Backbone):
     reg_token: nn.Parameter | None
     pos_embed: Tensor
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (),
+            treatment: Treatment | None = None,
+        ) -> Features: ...  # fmt: skip
+
     def __init__(
         self, config: ViTConfig, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
@@ -115,13 +123,23 @@ class ViT(Backbone):
         for the patches ids (B, L) alone, whose pixels are all that is read."""
         return self.patch_embed(images, ids)
 
-    def forward(self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = ()) -> Features:
-        """Tokens (B, L, D) of patches ids (B, L), ascending (None: the whole grid), through all blocks and the last
-        norm. layers asks for the sequence after those blocks, before any norm."""
+    def forward(
+        self,
+        tokens: Tensor,
+        ids: Tensor | None = None,
+        *,
+        layers: Sequence[int] = (),
+        treatment: Treatment | None = None,
+    ) -> Features:
+        """Tokens (B, L, D) of patches ids (B, L), in any order (None: the whole grid), through all blocks and the last
+        norm. layers asks for the sequence after those blocks, before any norm; treatment is what MTO-R does in them."""
         x = self._with_prefix(tokens, ids)
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            x = run_block(block, x, checkpointing=self.checkpointing)
+            if treatment is None:
+                x = run_block(block, x, checkpointing=self.checkpointing)
+            else:
+                x = treatment.run(block, x, checkpointing=self.checkpointing)
             if index in layers:
                 wanted[index] = x
         return Features(self.norm(x), self.num_prefix, tuple(wanted[index] for index in layers))

@@ -53,6 +53,10 @@ class Objective(nn.Module):
         """Names of float32 buffers that change as training goes on and no optimizer updates."""
         return set()
 
+    def at_step(self, step: int, total_steps: int) -> dict[str, float]:
+        """Sets what depends on the step about to be trained, as `Backbone.at_step` does."""
+        return {}
+
     def after_update(self, backbone: Backbone, skipped: Tensor) -> None:
         """Follows the update just made; skipped () float32 is 1 where there was none. Nothing waits for the device."""
 

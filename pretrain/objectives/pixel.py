@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masking.mask import Mask
-from pretrain.backbones.base import Backbone
+from pretrain.backbones.base import Backbone, BackboneConfig
 from pretrain.backbones.flops import Sizes, last_block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, LastKeys, initialize, run_block, sincos_positions
+from pretrain.backbones.treatment import Treatment
 from pretrain.errors import ConfigError
-from pretrain.objectives.base import Objective
+from pretrain.objectives.mask_tokens import MaskTokenObjective
+from pretrain.objectives.mto_r import MtoR, Treated
 from pretrain.objectives.pixel_target import PixelTarget
 from pretrain.ranges import AT_LEAST_1, POSITIVE_SHARE, Range, check_ranges, check_width
 from pretrain.types import Features, Losses, Target
@@ -90,6 +92,20 @@ class PixelMAEConfig:
         ends = 2 * seen * sizes.width * narrow + 2 * predicted * narrow * sizes.num_values
         return sizes.encoder_flops(sizes.num_visible) + ends + blocks
 
+    def treated(self, backbone: BackboneConfig) -> Treated:
+        """The decoder's blocks. Raises ConfigError for a decoder in which MTO-R cannot act."""
+        if any(weight != 1 for weight in self.decoder_weights):
+            raise ConfigError(
+                f"objective.decoder_weights={','.join(map(str, self.decoder_weights))} and mto both say how much "
+                "hidden keys count; set objective.decoder_weights=1 or mto=none"
+            )
+        if self.decoder_depth < 2:
+            raise ConfigError(
+                f"objective.decoder_depth={self.decoder_depth} is too few for mto: in the decoder's last block nobody "
+                "asks but hidden patches; give 2 or more"
+            )
+        return Treated(self.decoder_depth, self.decoder_width, self.predict_ratio)
+
 
 class PixelDecoder(nn.Module):
     """A narrow transformer from encoded visible patches to the pixels of hidden ones."""
@@ -111,7 +127,9 @@ class PixelDecoder(nn.Module):
         self.head = nn.Linear(width, backbone.in_chans * backbone.patch_size**2)
         initialize(self)
 
-    def forward(self, sequence: Tensor, ids_keep: Tensor, ids_predict: Tensor) -> Tensor:
+    def forward(
+        self, sequence: Tensor, ids_keep: Tensor, ids_predict: Tensor, treatment: Treatment | None = None
+    ) -> Tensor:
         """sequence (B, num_prefix + K, D) of visible patches ids_keep (B, K); predicts patches ids_predict (B, M):
         (B, M, P), in the space of the target."""
         table = self.pos_embed[0]
@@ -120,11 +138,14 @@ class PixelDecoder(nn.Module):
         num_hidden = ids_predict.shape[1]
         for block, weight in zip(self.blocks, self.weights, strict=True):
             num_queries = num_hidden if block is self.blocks[-1] else None
-            x = run_block(block, x, num_queries, LastKeys(num_hidden, weight), checkpointing=self.checkpointing)
+            if treatment is None:
+                x = run_block(block, x, num_queries, LastKeys(num_hidden, weight), checkpointing=self.checkpointing)
+            else:
+                x = treatment.run(block, x, num_queries, checkpointing=self.checkpointing)
         return self.head(self.norm(x))
 
 
-class PixelMAE(Objective):
+class PixelMAE(MaskTokenObjective):
     """Decoder, target and loss of MAE."""
 
     def __init__(self, config: PixelMAEConfig, backbone: Backbone) -> None:
@@ -132,6 +153,7 @@ class PixelMAE(Objective):
         self.config = config
         self.decoder = PixelDecoder(config, backbone)
         self.pixels = PixelTarget(backbone, config.norm_pixels)
+        self.mto: MtoR | None = None
 
     @property
     def checkpointing(self) -> bool:
@@ -151,20 +173,40 @@ class PixelMAE(Objective):
         rng: torch.Generator | Tensor | None = None,
     ) -> tuple[Losses, Features]:
         """{"pixel": (B,) float32}, the squared error averaged over predicted patches of images (B, C, H, W) uint8, and
-        the features of visible patches. rng matters where predict_ratio < 1 only; see `predicted_ids`."""
+        the features of visible patches; MTO-R's losses beside it. rng matters where predict_ratio < 1 only, see
+        `predicted_ids`, and for MTO-R."""
         ids = mask.ids_mask
         if self.config.chooses:
             ids = predicted_ids(mask, self.config.predict_ratio, rng)
         features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
-        prediction = self.decoder(features.sequence, mask.ids_keep, ids)
-        return {"pixel": (prediction - self.pixels(images, ids)).square().mean((1, 2))}, features
+        treatment = None if self.mto is None else self.mto.treatment(mask, ids, backbone.num_prefix, rng)
+        prediction = self.decoder(features.sequence, mask.ids_keep, ids, treatment)
+        added = {} if self.mto is None else self.mto.losses(treatment)
+        return {"pixel": (prediction - self.pixels(images, ids)).square().mean((1, 2)), **added}, features
 
     @torch.no_grad()
     def reconstruct(self, backbone: Backbone, images: Tensor, mask: Mask) -> Tensor:
         """Visible pixels as they are and predictions for all hidden patches, (B, C, H, W) float32 in 0..1; see
         `PixelTarget.paste`."""
         features = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep)
-        return self.pixels.paste(images, mask, self.decoder(features.sequence, mask.ids_keep, mask.ids_mask))
+        treatment = None if self.mto is None else self.mto.treatment(mask, mask.ids_mask, backbone.num_prefix)
+        prediction = self.decoder(features.sequence, mask.ids_keep, mask.ids_mask, treatment)
+        return self.pixels.paste(images, mask, prediction)
+
+    def token(self) -> nn.Parameter:
+        """The decoder's."""
+        return self.decoder.mask_token
+
+    def treated_blocks(self, backbone: Backbone) -> nn.ModuleList | None:
+        """The decoder's, where every key counts."""
+        return self.decoder.blocks if all(weight == 1 for weight in self.decoder.weights) else None
+
+    def watch(self, backbone: Backbone, images: Tensor, mask: Mask, treatment: Treatment) -> Tensor:
+        """Takes images through encoder and decoder; encoded visible patches at the decoder's width."""
+        sequence = backbone(backbone.embed(images, mask.ids_keep), mask.ids_keep).sequence
+        self.decoder(sequence, mask.ids_keep, mask.ids_mask, treatment)
+        seen: Tensor = self.decoder.embed(sequence)
+        return seen
 
 
 def predicted_ids(mask: Mask, ratio: float, rng: torch.Generator | Tensor | None) -> Tensor:
