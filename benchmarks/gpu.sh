@@ -18,14 +18,14 @@ one() { # one NAME SECONDS COMMAND...: never lets one failure or one slow line t
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
-one step 180 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"
-one step-compiled 150 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
-one step-large 120 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"
 one attention-tests 150 "$python" -m pytest -q -m gpu tests/masking
 one attention 150 "$python" benchmarks/attention.py --quick --out "$out/attention-gpu.json"
-one masks 60 "$python" benchmarks/masks.py --out "$out/masks-gpu.json"
-one decoder 60 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
-one illama-step 180 "$python" benchmarks/illama_step.py --out "$out/illama-step-gpu.json"
-one train 100 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
+one illama-step 120 "$python" benchmarks/illama_step.py --out "$out/illama-step-gpu.json"
+one step 100 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"
+one decoder 45 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
+one masks 45 "$python" benchmarks/masks.py --out "$out/masks-gpu.json"
+one train 60 "$python" -m launch train configs/mae_tiny64.py data.train=embedded data.val=none epochs=none steps=200 \
     runs_dir="$out/runs" name=gpu engine.compile=false tracking.wandb=off
 cp "$out/runs/gpu/metrics.jsonl" "$out/train-gpu-metrics.jsonl" 2> /dev/null
+one step-compiled 120 "$python" benchmarks/step.py --batch 256 --compile --out "$out/step-gpu-b256-compiled.json"
+one step-large 100 "$python" benchmarks/step.py --model large --batch 256 --out "$out/step-gpu-large.json"

@@ -74,7 +74,7 @@ def _supervised(ours: nn.ModuleDict, eager: nn.Module, images: Tensor) -> tuple[
     wanted = torch.randn(len(images), backbone.width, generator=generator(0, "features")).to(images.device)
 
     def loss(number: int) -> Tensor:
-        features = backbone(backbone.embed(images))
+        features = backbone(backbone.embed(images), only_prefix=True)
         return (features.prefix[:, 0] - wanted).square().mean()
 
     return lambda number: eager(images, wanted), loss

@@ -27,8 +27,11 @@ class Backbone(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = ()) -> Features:
-            """Tokens (B, L, D) of patches ids (B, L), ascending, through the blocks; ids None means the whole grid."""
+        def __call__(
+            self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), only_prefix: bool = False
+        ) -> Features:
+            """Tokens (B, L, D) of patches ids (B, L), ascending, through the blocks; ids None means the whole grid.
+            only_prefix: nobody asks for patches, and none come out."""
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), uint8 or normalised floats, to tokens without positions: (B, N, D), or those of ids."""
@@ -84,6 +87,7 @@ class BackboneConfig(Protocol):
         """The encoder with fresh weights; mean and std are per channel, of pixel values in 0..1."""
         ...
 
-    def block_flops(self, tokens: int) -> float:
-        """FLOPs of one block's forward for so many tokens of one image."""
+    def block_flops(self, tokens: int, queries: int | None = None) -> float:
+        """FLOPs of one block's forward for so many tokens of one image; queries: of a last block where only so many
+        prefix tokens come out."""
         ...

@@ -18,7 +18,7 @@ class Sizes:
     width: int  # D of the encoder
     depth: int  # blocks of the encoder
     num_values: int  # P, values in one patch
-    block: Callable[[int], float] | None = None  # FLOPs of an encoder's block for so many tokens; None: as in a ViT
+    block: Callable[..., float] | None = None  # an encoder's `block_flops`; None: as in a ViT
     grid: Grid | None = None  # of the patches, for objectives whose teacher is made for one
 
     @property
@@ -26,10 +26,16 @@ class Sizes:
         """M."""
         return self.num_patches - self.num_visible
 
-    def encoder_flops(self, num_patches: int) -> float:
-        """FLOPs of the encoder's blocks for so many patches and the prefix, patch projection not included."""
+    def encoder_flops(self, num_patches: int, *, only_prefix: bool = False) -> float:
+        """FLOPs of the encoder's blocks for so many patches and the prefix, patch projection not included; only_prefix:
+        patches do not come out of the last one."""
         tokens = num_patches + self.num_prefix
-        return self.depth * (block_flops(tokens, self.width) if self.block is None else self.block(tokens))
+        each = block_flops(tokens, self.width) if self.block is None else self.block(tokens)
+        if not only_prefix:
+            return self.depth * each
+        if self.block is None:
+            return (self.depth - 1) * each + last_block_flops(self.num_prefix, tokens, self.width)
+        return (self.depth - 1) * each + self.block(tokens, self.num_prefix)
 
 
 def block_flops(tokens: int, width: int) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from masking.attention.weighting import PLAIN, Weighting
 from masking.mask import Grid
 from pretrain.backbones.base import Backbone
-from pretrain.backbones.illama_layers import LlamaBlock, RMSNorm, swiglu_width
+from pretrain.backbones.illama_layers import LlamaBlock, RMSNorm, initialize, swiglu_width
 from pretrain.backbones.layers import run_block
 from pretrain.backbones.patch_embed import PatchEmbed
 from pretrain.backbones.rotary import Rotary
@@ -115,10 +115,13 @@ class IllamaConfig:
                 "backbone.mode=prefix needs backbone.class_token=last"
             )
 
-    def block_flops(self, tokens: int) -> float:
-        """FLOPs of one block's forward for so many tokens of one image; masked products are computed and counted."""
+    def block_flops(self, tokens: int, queries: int | None = None) -> float:
+        """FLOPs of one block's forward for so many tokens of one image, of which queries ask; masked products are
+        computed and counted."""
         width = self.dimensions()[0]
-        return 8 * tokens * width**2 + 4 * tokens**2 * width + 6 * tokens * width * swiglu_width(width)
+        asking = tokens if queries is None or self.class_token != "last" else queries
+        projections = 4 * (tokens + asking) * width**2
+        return projections + 4 * asking * tokens * width + 6 * asking * width * swiglu_width(width)
 
     def build(self, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> Illama:
         """The encoder with fresh weights; mean and std are per channel, of pixel values in 0..1."""
@@ -136,7 +139,7 @@ class Illama(Backbone):
 
         def __call__(
             self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), num_queries: int = 0,
-            prefix_lengths: Tensor | None = None,
+            prefix_lengths: Tensor | None = None, only_prefix: bool = False,
         ) -> Features: ...  # fmt: skip
 
     def __init__(
@@ -160,7 +163,7 @@ class Illama(Backbone):
         self.norm = RMSNorm(self.width)
         self.register_buffer("alpha", torch.tensor(0.0 if config.soft_mask is None else config.soft_mask.start))
         self.register_buffer("layout", torch.tensor(layout_of(config)))
-        _initialize(self)
+        initialize(self, self.pos_embed, self.cls_token, convolution=self.patch_embed.proj)
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), uint8 or floats already normalised, to tokens without positions: (B, N, D), or (B, L, D)
@@ -175,22 +178,30 @@ class Illama(Backbone):
         layers: Sequence[int] = (),
         num_queries: int = 0,
         prefix_lengths: Tensor | None = None,
+        only_prefix: bool = False,
     ) -> Features:
         """Tokens (B, L, D) of patches ids (B, L), ascending (None: the whole grid), through all blocks and the last
         norm. layers asks for the sequence after those blocks, before any norm.
 
         The last num_queries tokens are questions: each sees the tokens before them and itself, and nobody sees it.
-        prefix_lengths (B,) int, mode prefix only: so many first tokens of an image see each other."""
+        prefix_lengths (B,) int, mode prefix only: so many first tokens of an image see each other.
+        only_prefix: nobody asks for patches, and those of the last block are not computed where the class token is
+        last, for then it sees all of them whatever the mask."""
         x, turns = self._sequence(tokens, ids)
         x = self.pos_drop(x)
         masked, unmasked = self._sights(x, num_queries, prefix_lengths)
         last_masked = len(self.blocks) - self.config.bidirectional_last
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            sight = masked if self.config.bidirectional_first <= index < last_masked else unmasked
+            sight: Sight | None = masked if self.config.bidirectional_first <= index < last_masked else unmasked
+            if only_prefix and block is self.blocks[-1] and self.config.class_token == "last":
+                assert not num_queries and index not in layers
+                sight = None
             x = run_block(block, x, turns, sight, checkpointing=self.checkpointing)
             if index in layers:
                 wanted[index] = self._class_token_first(x)
+        if only_prefix:
+            x = x[:, -1:] if self.config.class_token == "last" else x[:, :1]
         return Features(self._class_token_first(self.norm(x)), 1, tuple(wanted[index] for index in layers))
 
     def no_weight_decay(self) -> set[str]:
@@ -276,19 +287,3 @@ def _words(layout: Sequence[float]) -> str:
     mode, token, first, last = map(int, layout)
     blocks = f"bidirectional_first={first} bidirectional_last={last}"
     return f"mode={_MODES[mode]} class_token={_CLASS_TOKENS[token]} {blocks}"
-
-
-def _initialize(encoder: Illama) -> None:
-    """Linear weights, positions and class token normal of deviation 0.02 (cut at 2, which never acts), biases 0, the
-    patch projection as torch starts a convolution."""
-    for child in encoder.modules():
-        if isinstance(child, nn.Linear):
-            nn.init.trunc_normal_(child.weight, std=0.02)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
-    nn.init.trunc_normal_(encoder.cls_token, std=0.02)
-    projection = encoder.patch_embed.proj
-    bound = projection.weight[0].numel() ** -0.5
-    nn.init.uniform_(projection.weight, -bound, bound)
-    nn.init.uniform_(projection.bias, -bound, bound)

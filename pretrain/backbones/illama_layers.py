@@ -9,7 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.backbones.layers import NORM_EPS, DropPath
+from masking.attention.op import cross_attention
+from pretrain.backbones.layers import NORM_EPS, DropPath, Projection
+from pretrain.backbones.patch_embed import PatchProjection
 from pretrain.backbones.rotary import rotate
 from pretrain.backbones.sight import Sight, attend
 
@@ -51,13 +53,23 @@ class RotaryAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Projection(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, turns: Tensor, sight: Sight) -> Tensor:
-        """x (B, L, D) attends to itself as far as sight lets it; turns (B or 1, L, E / 2) complex: (B, L, D)."""
-        qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
-        return self.proj(rearrange(attend(rotate(qkv, turns), sight), "b l h e -> b l (h e)"))
+    def forward(self, x: Tensor, turns: Tensor, sight: Sight | None) -> Tensor:
+        """x (B, L, D) attends to itself as far as sight lets it; turns (B or 1, L, E / 2) complex: (B, L, D). Where
+        sight is None the last token alone asks, and sees all: (B, 1, D)."""
+        if sight is None:
+            out = self._last_sees_all(x, turns)
+        else:
+            qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
+            out = attend(rotate(qkv, turns), sight)
+        return self.proj(rearrange(out, "b l h e -> b l (h e)"))
+
+    def _last_sees_all(self, x: Tensor, turns: Tensor) -> Tensor:
+        q = rearrange(self.qkv(x[:, -1:], 0, 1), "b l (one h e) -> b l one h e", one=1, h=self.num_heads)
+        kv = rearrange(self.qkv(x, 1, 3), "b l (two h e) -> b l two h e", two=2, h=self.num_heads)
+        return cross_attention(rotate(q, turns[:, -1:], 1)[:, :, 0], rotate(kv, turns, 1))
 
 
 class LlamaBlock(nn.Module):
@@ -72,9 +84,10 @@ class LlamaBlock(nn.Module):
         self.mlp = SwiGLU(width, hidden)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, turns: Tensor, sight: Sight) -> Tensor:
-        """(B, L, D) to (B, L, D); turns and sight as in RotaryAttention."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), turns, sight))
+    def forward(self, x: Tensor, turns: Tensor, sight: Sight | None) -> Tensor:
+        """(B, L, D) to (B, L, D), or to the last token's (B, 1, D); turns and sight as in RotaryAttention."""
+        rows = x[:, -1:] if sight is None else x
+        x = rows + self.drop_path1(self.attn(self.norm1(x), turns, sight))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
@@ -121,3 +134,18 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * y, x), F.silu(x).mul_(grad)
+
+
+def initialize(encoder: nn.Module, *tables: Tensor, convolution: PatchProjection) -> None:
+    """Linear weights of encoder and its tables normal of deviation 0.02 (cut at 2, which never acts), biases 0, and its
+    patch projection as torch starts a convolution."""
+    for child in encoder.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    for table in tables:
+        nn.init.trunc_normal_(table, std=0.02)
+    bound = convolution.weight[0].numel() ** -0.5
+    nn.init.uniform_(convolution.weight, -bound, bound)
+    nn.init.uniform_(convolution.bias, -bound, bound)

@@ -53,8 +53,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, L, D) attends to itself: (B, L, D), or (B, num_queries, D) where only the last so many rows ask. A rule
         says who sees whom, in place of last_keys."""
+        num_tokens = x.shape[1]
         if last_keys is not None and last_keys.weight == 0:
-            out = self._attend_to_first(x, num_queries, x.shape[1] - last_keys.num)
+            out = self._attend_to_first(x, num_queries, num_tokens - last_keys.num)
+        elif last_keys is rule is None and num_queries is not None and 2 * num_queries < num_tokens:
+            out = self._attend_to_first(x, num_queries, num_tokens)
         else:
             qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)
             out = self_attention(qkv, num_queries, _weighting(qkv, last_keys) if rule is None else rule(x, qkv))

@@ -36,10 +36,10 @@ class Rotary(nn.Module):
         return turns[None] if places is None else turns[places]
 
 
-def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
-    """A projection qkv (B, L, 3, H, E) with queries and keys turned by turns (B or 1, L, E / 2), in float32 at least;
-    values as they are."""
-    rotated: Tensor = _Rotate.apply(qkv, turns)  # type: ignore[no-untyped-call]
+def rotate(parts: Tensor, turns: Tensor, num_turned: int = 2) -> Tensor:
+    """A projection (B, L, parts, H, E), of queries, keys and values say, with its first num_turned parts turned by
+    turns (B or 1, L, E / 2), in float32 at least; the others as they are."""
+    rotated: Tensor = _Rotate.apply(parts, turns, num_turned)  # type: ignore[no-untyped-call]
     return rotated
 
 
@@ -48,28 +48,29 @@ class _Rotate(torch.autograd.Function):
     are kept."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, turns: Tensor) -> Tensor:
+    def forward(ctx: Any, parts: Tensor, turns: Tensor, num_turned: int) -> Tensor:
         ctx.save_for_backward(turns)
-        return _turned(qkv, turns)
+        ctx.num_turned = num_turned
+        return _turned(parts, turns, num_turned)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (turns,) = ctx.saved_tensors
-        return _turned(grad, turns.conj()), None
+        return _turned(grad, turns.conj(), ctx.num_turned), None, None
 
 
-def _turned(qkv: Tensor, turns: Tensor) -> Tensor:
-    out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    out[:, :, 2] = qkv[:, :, 2]
+def _turned(parts: Tensor, turns: Tensor, num: int) -> Tensor:
+    out = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    out[:, :, num:] = parts[:, :, num:]
     factors = rearrange(turns, "b l e -> b l 1 1 e")
-    if qkv.dtype == torch.float32 and not torch.compiler.is_compiling():  # read and written where they lie
-        torch.mul(_pairs(qkv[:, :, :2]), factors, out=_pairs(out[:, :, :2]))
+    if parts.dtype == torch.float32 and not torch.compiler.is_compiling():  # read and written where they lie
+        torch.mul(_pairs(parts[:, :, :num]), factors, out=_pairs(out[:, :, :num]))
         return out
-    wide = qkv[:, :, :2].to(torch.promote_types(qkv.dtype, torch.float32), memory_format=torch.contiguous_format)
-    out[:, :, :2] = rearrange(torch.view_as_real(_pairs(wide) * factors), "b l two h e pair -> b l two h (e pair)")
+    wide = parts[:, :, :num].to(torch.promote_types(parts.dtype, torch.float32), memory_format=torch.contiguous_format)
+    out[:, :, :num] = rearrange(torch.view_as_real(_pairs(wide) * factors), "b l part h e pair -> b l part h (e pair)")
     return out
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """Neighbouring channels of x (B, L, 2, H, E) as complex numbers: (B, L, 2, H, E / 2), a view."""
-    return torch.view_as_complex(rearrange(x, "b l two h (e pair) -> b l two h e pair", pair=2))
+    """Neighbouring channels of x (B, L, parts, H, E) as complex numbers: (B, L, parts, H, E / 2), a view."""
+    return torch.view_as_complex(rearrange(x, "b l part h (e pair) -> b l part h e pair", pair=2))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from masking.mask import Grid
 from pretrain.backbones.base import Backbone
-from pretrain.backbones.flops import block_flops
+from pretrain.backbones.flops import block_flops, last_block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
 from pretrain.backbones.patch_embed import PatchEmbed
 from pretrain.backbones.treatment import Treatment
@@ -77,9 +77,10 @@ class ViTConfig:
         width, _, heads = self.dimensions()
         check_width("backbone.", width, heads)
 
-    def block_flops(self, tokens: int) -> float:
-        """FLOPs of one block's forward for so many tokens of one image."""
-        return block_flops(tokens, self.dimensions()[0])
+    def block_flops(self, tokens: int, queries: int | None = None) -> float:
+        """FLOPs of one block's forward for so many tokens of one image, of which queries ask."""
+        width = self.dimensions()[0]
+        return block_flops(tokens, width) if queries is None else last_block_flops(queries, tokens, width)
 
     def build(self, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]) -> ViT:
         """The encoder with fresh weights; mean and std are per channel, of pixel values in 0..1."""
@@ -96,7 +97,7 @@ class ViT(Backbone):
     if TYPE_CHECKING:
 
         def __call__(
-            self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (),
+            self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), only_prefix: bool = False,
             treatment: Treatment | None = None,
         ) -> Features: ...  # fmt: skip
 
@@ -124,22 +125,24 @@ class ViT(Backbone):
         return self.patch_embed(images, ids)
 
     def forward(
-        self,
-        tokens: Tensor,
-        ids: Tensor | None = None,
-        *,
-        layers: Sequence[int] = (),
+        self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), only_prefix: bool = False,
         treatment: Treatment | None = None,
-    ) -> Features:
+    ) -> Features:  # fmt: skip
         """Tokens (B, L, D) of patches ids (B, L), in any order (None: the whole grid), through all blocks and the last
-        norm. layers asks for the sequence after those blocks, before any norm; treatment is what MTO-R does in them."""
+        norm. layers asks for the sequence after those blocks, before any norm. only_prefix: nobody asks for patches,
+        and those of the last block are not computed. treatment is what MTO-R does in the blocks."""
+        assert not only_prefix or (self.num_prefix and len(self.blocks) - 1 not in layers and treatment is None)
         x = self._with_prefix(tokens, ids)
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            if treatment is None:
-                x = run_block(block, x, checkpointing=self.checkpointing)
-            else:
+            if treatment is not None:
                 x = treatment.run(block, x, checkpointing=self.checkpointing)
+            elif only_prefix and block is self.blocks[-1]:  # a block's last rows ask; none of it minds their order
+                x = torch.cat([x[:, self.num_prefix :], x[:, : self.num_prefix]], dim=1)
+                x = run_block(block, x, self.num_prefix, checkpointing=self.checkpointing)
+                break
+            else:
+                x = run_block(block, x, checkpointing=self.checkpointing)
             if index in layers:
                 wanted[index] = x
         return Features(self.norm(x), self.num_prefix, tuple(wanted[index] for index in layers))

@@ -100,6 +100,27 @@ def test_features_are_the_prefix_and_the_patches_it_was_given(config):
 
 
 @every_backbone
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_for_the_prefix_alone_gives_the_same_prefix_and_gradients_for_less_arithmetic(config, training):
+    encoder = build(dataclasses.replace(config, drop_path=0.3)).train(training)
+    images, ids = inputs()
+    found, flops = [], []
+    for only in (False, True):
+        torch.manual_seed(5)
+        with op.forced("matmul"), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+            features = encoder(encoder.embed(images, ids), ids, only_prefix=only)
+        flops.append(counter.get_total_flops())
+        loss = features.prefix.sin().sum()
+        found.append((loss, *torch.autograd.grad(loss, list(encoder.parameters()))))
+    assert features.tokens.shape == (BATCH, 0, 48)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+    rows = VISIBLE + config.num_prefix
+    saved = BATCH * (config.block_flops(rows) - config.block_flops(rows, config.num_prefix))
+    assert flops[0] - flops[1] == pytest.approx(saved, rel=1e-6) and saved > 0
+
+
+@every_backbone
 def test_embedding_some_patches_is_embedding_all_and_reads_no_other_pixel(config):
     encoder = build(config)
     images, ids = inputs()
