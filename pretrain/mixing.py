@@ -64,7 +64,8 @@ class Mixing:
 
 def cut_boxes(share: NDArray[np.float64], at: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.int64]:
     """Boxes (n, 4) top, bottom, left, right, pixels, of the shape of an image of this (height, width) and with 1 -
-    share (n,) of its area, around a pixel at (n, 2) in shares of the image; what lies outside is cut off (CutMix, eq. 2)."""
+    share (n,) of its area, around a pixel at (n, 2) in shares of the image; what lies outside is cut off (CutMix,
+    eq. 2)."""
     extent = np.array(size)
     sides = (extent * np.sqrt(1 - share)[:, None]).astype(np.int64)
     centre = (at * extent).astype(np.int64)
