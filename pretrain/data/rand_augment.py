@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,17 @@ def _erased(crop: Tensor, cfg: DataConfig) -> Tensor:
 def _policy(words: str, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment; what it moves into an image from outside has the mean's colour."""
     fill = tuple(round(255 * value) for value in mean)
-    policy: Callable[[Image.Image], Image.Image]
-    policy = _timm("data.auto_augment").rand_augment_transform(words, {"img_mean": fill})
-    return policy
+    policy: Any = _timm("data.auto_augment").rand_augment_transform(words, {"img_mean": fill})
+    for operation in policy.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = partial(_posterized, operation.aug_fn)
+    changed: Callable[[Image.Image], Image.Image] = policy
+    return changed
+
+
+def _posterized(posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm asks for 0 bits at one end of its scale, which newer Pillows refuse and older ones made black."""
+    return posterize(image, max(1, bits), **options)
 
 
 def _timm(module: str) -> Any:

@@ -32,6 +32,13 @@ def test_a_changed_crop_is_named_by_its_key_and_no_shared_generator_moves():
     assert len({crop.numpy().tobytes() for crop in made}) > 15
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1", "rand-m1-p1", "rand-m0-p1"])
+def test_no_draw_of_a_policy_fails_at_either_end_of_its_scale(policy):
+    cfg = dataclasses.replace(CFG, rand_augment=policy, erase_prob=0.0)
+    made = [change(CROP, crop_key(1, position), cfg) for position in range(400)]
+    assert sum(not torch.equal(crop, CROP) for crop in made) > 100
+
+
 def test_erasing_replaces_one_rectangle_by_noise_as_often_as_asked_and_no_other_pixel():
     erasing = dataclasses.replace(CFG, rand_augment=None)
     changed = [(change(CROP, crop_key(0, position), erasing) != CROP).any(0) for position in range(400)]
