@@ -8,6 +8,7 @@ from masking.draw import MaskStrategy
 from masking.mask import Grid
 from masking.rng import generator
 from pretrain.config import Config, flatten
+from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
 from pretrain.objectives.base import Taught
 from pretrain.ranges import (
@@ -31,6 +32,11 @@ _RANGES: dict[str, Range] = {
     "data.crop_scale": RANGE_IN_1,
     "data.crop_aspect": ("two ratios, 0 < low <= high", lambda v: 0 < v[0] <= v[1]),
     "data.flip_prob": SHARE,
+    "data.erase_prob": SHARE,
+    "data.mixup": AT_LEAST_0,
+    "data.cutmix": AT_LEAST_0,
+    "data.mix_prob": SHARE,
+    "data.mix_switch_prob": SHARE,
     "data.crops_per_decode": AT_LEAST_1,
     "data.max_pixels": AT_LEAST_1,
     "data.workers": AT_LEAST_0,
@@ -78,7 +84,25 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_pair(config)
     if config.mto is not None:
         config.mto.check(config.objective, config.backbone)
+    _check_mixing(config, world_size)
+    check_changes(config.data)
     _check_evaluation(config)
+
+
+def _check_mixing(config: Config, world_size: int) -> None:
+    data, objective = config.data, type(config.objective).__name__
+    if not (data.mixup or data.cutmix):
+        return
+    if config.objective.num_classes is None:
+        raise ConfigError(
+            f"data.mixup={data.mixup} and data.cutmix={data.cutmix} mix labels with images, and {objective} uses no "
+            "labels; set both to 0"
+        )
+    if data.batch_size // world_size % 2:
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} gives each of {world_size} processes {data.batch_size // world_size} "
+            f"images, and mixup and cutmix pair them; make it a multiple of {2 * world_size}"
+        )
 
 
 def _check_pair(config: Config) -> None:

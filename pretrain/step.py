@@ -8,7 +8,7 @@ not be used has weight 0 and the others count as if the batch had been that much
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +19,7 @@ from masking.draw import MaskStrategy, draw, named_noise
 from masking.mask import Grid, Mask
 from masking.rng import prf
 from pretrain.guidance import guidance_of
+from pretrain.mixing import MixedBatches, Mixing
 from pretrain.types import Batch, Labels, Losses, Target
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Recipe:
     seed: int
     steps_per_epoch: float  # optimizer steps of one pass over the data
     chooses: bool = False  # the objective predicts a random share of the hidden patches
+    mixing: Mixing | None = None  # None: every image is trained on alone
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ def train_step(
     sums: dict[str, Tensor] = {}
     model = cast("PretrainModel", engine.model)
     objective = model.objective
-    for micro, batch in enumerate(batches):
+    inputs = inputs_of(engine, batches, recipe, step)
+    for micro, (batch, (images, labels)) in enumerate(zip(batches, inputs, strict=True)):
         torch.manual_seed(prf(recipe.seed, "dropout", step, micro, engine.rank))
-        images = batch.images.to(engine.device, non_blocking=True)
         weight = batch.weight.to(engine.device, non_blocking=True) / max(num_valid, 1)
-        target = objective.target(images, Labels.single(batch.labels.to(engine.device, non_blocking=True)))
+        target = objective.target(images, labels)
         rows = rows_of(engine, batch, micro)
         mask = draw_mask(recipe, rows, step, images, target, batch.boxes)
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
@@ -69,6 +71,17 @@ def train_step(
     grad_norm, skipped = engine.step(lr)
     objective.after_update(model.backbone, skipped)
     return StepResult(sums, grad_norm, skipped)
+
+
+def inputs_of(engine: Engine, batches: Sequence[Batch], recipe: Recipe, step: int) -> Iterator[tuple[Tensor, Labels]]:
+    """Images (B, C, H, W) uint8 and labels of each micro-batch, on the device, and mixed where the recipe says so."""
+    if recipe.mixing is not None:
+        mixed = MixedBatches(batches, recipe.mixing, recipe.seed, step, engine.rank, engine.world, engine.device)
+        yield from map(mixed.at, range(len(batches)))
+        return
+    for batch in batches:
+        labels = Labels.single(batch.labels.to(engine.device, non_blocking=True))
+        yield batch.images.to(engine.device, non_blocking=True), labels
 
 
 def rows_of(engine: Engine, batch: Batch, micro: int) -> Tensor:

@@ -25,6 +25,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
+from pretrain.mixing import Mixing
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.observe import Observer
 from pretrain.records import StepRecords
@@ -187,6 +188,7 @@ def _stream(config: Config, engine: Engine, sources: Sources, start_step: int) -
         accumulation=config.engine.accumulation,
         start_step=start_step,
         device=engine.device,
+        num_classes=config.objective.num_classes,
     )
 
 
@@ -205,7 +207,8 @@ def steps_per_epoch(config: Config, num_samples: int) -> float:
 
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
-    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.chooses)
+    mixing = Mixing.of(config.data)
+    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.chooses, mixing)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step

@@ -30,10 +30,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     }),
     frozenset({"pretrain.engine.commit", "pretrain.engine.stored"}),
     frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one
-    frozenset({"pretrain.backbones"}),
+    frozenset({"pretrain.backbones", "pretrain.data.rand_augment"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),
-    frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops", "pretrain.guidance"}),
+    frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops", "pretrain.guidance",
+               "pretrain.mixing"}),
     frozenset({"pretrain.data", "pretrain.engine", "pretrain.tracking"}),
     frozenset({"pretrain.step"}),
     frozenset({"pretrain.evaluation", "pretrain.generate", "pretrain.export"}),
@@ -51,7 +52,7 @@ DOORS = {
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
     "pretrain.timm_shim":
-        r"(pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
+        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}

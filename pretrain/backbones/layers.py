@@ -56,7 +56,7 @@ class Attention(nn.Module):
         num_tokens = x.shape[1]
         if last_keys is not None and last_keys.weight == 0:
             out = self._attend_to_first(x, num_queries, num_tokens - last_keys.num)
-        elif last_keys is rule is None and num_queries is not None and 2 * num_queries < num_tokens:
+        elif last_keys is None and rule is None and num_queries is not None and 2 * num_queries < num_tokens:
             out = self._attend_to_first(x, num_queries, num_tokens)
         else:
             qkv = rearrange(self.qkv(x), "b l (three h e) -> b l three h e", three=3, h=self.num_heads)

@@ -27,6 +27,7 @@ from pretrain.data.bad_samples import ErrorBudget
 from pretrain.data.boxes import BadBoxes, box_shares, read_boxes
 from pretrain.data.decode import BadImage, decode
 from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
+from pretrain.data.rand_augment import change
 from pretrain.data.settings import DataConfig
 from pretrain.data.shards import IMAGE_EXTENSIONS, BadBytes, ShardSet, image_extension
 from pretrain.data.workers import Fetcher, check_shared_memory, refusals
@@ -40,10 +41,11 @@ _NO_BOXES = np.zeros((0, 4), np.float32)
 
 def build_loader(
     shards: ShardSet, cfg: DataConfig, seed: int, *, rank: int, world: int, accumulation: int, start_step: int,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "cpu", num_classes: int | None = None,
 ) -> Loader:  # fmt: skip
-    """This rank's micro-batches from optimizer step start_step on, without end; `accumulation` of them make a step."""
-    source = PlanSource(shards, cfg, seed, rank, world, accumulation, start_step)
+    """This rank's micro-batches from optimizer step start_step on, without end; `accumulation` of them make a step.
+    With num_classes a sample is bad whose label is not one of 0 to num_classes - 1."""
+    source = PlanSource(shards, cfg, seed, rank, world, accumulation, start_step, num_classes)
     return Loader(source, pin=torch.device(device).type == "cuda")
 
 
@@ -51,9 +53,11 @@ class PlanSource(IterableDataset[Sample]):
     """The samples of one rank in the order of its micro-batches, undecoded; a worker yields those of its own units."""
 
     def __init__(
-        self, shards: ShardSet, cfg: DataConfig, seed: int, rank: int, world: int, accumulation: int, start_step: int
-    ) -> None:
+        self, shards: ShardSet, cfg: DataConfig, seed: int, rank: int, world: int, accumulation: int, start_step: int,
+        num_classes: int | None = None,
+    ) -> None:  # fmt: skip
         self.shards, self.cfg, self.seed, self.start_step = shards, cfg, seed, start_step
+        self.num_classes = num_classes
         self.order = Order(shards.lengths, seed, cfg.lanes, cfg.block)
         self.rank, self.world, self.accumulation = rank, world, accumulation
         self._extensions = IMAGE_EXTENSIONS if cfg.boxes is None else (*IMAGE_EXTENSIONS, "json")
@@ -66,7 +70,7 @@ class PlanSource(IterableDataset[Sample]):
             _, shards, samples = self.order.locate(positions)
             for position, shard, sample in zip(positions.tolist(), shards.tolist(), samples.tolist(), strict=True):
                 known = {"__at__": (position, shard, sample), "__crops__": crops}
-                yield {**read_sample(self.shards, shard, sample, self._extensions), **known}
+                yield with_label(read_sample(self.shards, shard, sample, self._extensions), self.num_classes) | known
 
     def units(self) -> Iterator[tuple[np.ndarray, range]]:
         """Endless (positions (micro_size,) int64, crops to cut of them), from start_step on."""
@@ -92,6 +96,16 @@ def read_sample(shards: ShardSet, shard: int, sample: int, extensions: tuple[str
     except BadBytes as error:
         known = {"__key__": shards.key(shard, sample), "__url__": shards.names[shard], "__label__": label}
         return {**known, "__bad__": str(error)}
+
+
+def with_label(sample: Sample, num_classes: int | None) -> Sample:
+    """The sample, with `__bad__` where its label is none of num_classes; None asks for no label."""
+    label = sample["__label__"]
+    if num_classes is None or "__bad__" in sample or 0 <= label < num_classes:
+        return sample
+    found = "it has no label" if label < 0 else f"its label is {label}"
+    wanted = f"objective.num_classes={num_classes} needs one of 0 to {num_classes - 1}"
+    return {**sample, "__bad__": f"{found}, and {wanted}"}
 
 
 def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
@@ -194,7 +208,7 @@ def _cut(sample: Sample, cfg: DataConfig, seed: int) -> Sample:
         sample["crops"] = [torch.zeros((cfg.in_chans, *cfg.image_size), dtype=torch.uint8)] * len(crops)
     else:
         keys = [crop_key(seed, sample["__at__"][0], crop) for crop in crops]
-        sample["crops"] = [crop_and_flip(image, key, cfg) for key in keys]
+        sample["crops"] = [change(crop_and_flip(image, key, cfg), key, cfg) for key in keys]
         if boxes is not None:
             sample["boxes"] = [boxes_in_crop(boxes, image.shape[0], image.shape[1], key, cfg) for key in keys]
     return sample

@@ -22,6 +22,12 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)  # area of the random resized crop, as a share of the image
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # aspect ratio of the crop, width over height
     flip_prob: float = 0.5  # probability of a left-right flip
+    rand_augment: str | None = None  # RandAugment on crops, in timm's words, for example rand-m9-mstd0.5-inc1; None: off
+    erase_prob: float = 0.0  # probability that a rectangle of a crop is replaced by noise
+    mixup: float = 0.0  # alpha of the share of two images that are blended, each pixel; 0: off
+    cutmix: float = 0.0  # alpha of the share of an image that a rectangle of another leaves; 0: off
+    mix_prob: float = 1.0  # probability of an image to be mixed at all
+    mix_switch_prob: float = 0.5  # probability of cutmix rather than mixup where both are on
     crops_per_decode: int = 1  # k > 1: k consecutive steps share their images, with other crops and masks; an epoch then takes k times the steps
     apply_exif: bool = True  # turn images upright by their EXIF orientation
     boxes: BoxForm | None = None  # how the list "boxes" in a sample's json is written, pixels of the upright image: xyxy or xywh; None: not read

@@ -54,6 +54,7 @@ class MaskAlignConfig:
     least_hidden: ClassVar[int | None] = 0
     reconstructs: ClassVar[bool] = False
     gives_guidance: ClassVar[bool] = True
+    num_classes: ClassVar[int | None] = None
     asks: ClassVar[str | None] = None
 
     @property

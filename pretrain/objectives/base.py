@@ -45,6 +45,11 @@ class Objective(nn.Module):
         inspections.jsonl. Asked without gradient, of the images that pictures show."""
         return {}
 
+    def classify(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """What each class scores for images (B, C, H, W) uint8, seen whole: (B, num_classes) float32. Asked for where
+        the config has classes."""
+        raise NotImplementedError(f"{type(self).__name__} decides among no classes")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beside norms, biases and tokens, that weight decay must leave alone."""
         return set()
@@ -82,6 +87,11 @@ class ObjectiveConfig(Protocol):
     @property
     def gives_guidance(self) -> bool:
         """Whether targets hold an importance per patch, for mask strategies that ask for it."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """Among how many classes it decides: every sample needs a label from 0 to one less. None: it uses no labels."""
         ...
 
     @property

@@ -40,6 +40,7 @@ class NextPatchConfig:
     least_hidden: ClassVar[int | None] = 1
     reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
+    num_classes: ClassVar[int | None] = None
     asks: ClassVar[str | None] = "prefix"
 
     def check(self) -> None:

@@ -56,6 +56,7 @@ class PixelMAEConfig:
     least_hidden: ClassVar[int | None] = 1
     reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
+    num_classes: ClassVar[int | None] = None
     asks: ClassVar[str | None] = None
 
     @property

@@ -42,6 +42,7 @@ class MaskQueriesConfig:
     least_hidden: ClassVar[int | None] = 1
     reconstructs: ClassVar[bool] = True
     gives_guidance: ClassVar[bool] = False
+    num_classes: ClassVar[int | None] = None
     asks: ClassVar[str | None] = "questions"
 
     @property

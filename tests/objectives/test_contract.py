@@ -20,6 +20,7 @@ from pretrain.checks import check
 from pretrain.config import check_types, load_config
 from pretrain.objectives.base import Taught
 from pretrain.patches import patchify
+from pretrain.types import Labels
 from tests.objectives.plain import MEAN, STD
 from tests.syntax import ROOT
 
@@ -42,9 +43,10 @@ def all_configs():
 
 
 CONFIGS = all_configs()
-RECONSTRUCTING = [config for config in CONFIGS if config.reconstructs]
-every_reconstructing = pytest.mark.parametrize("config", RECONSTRUCTING, ids=lambda config: type(config).__name__)
-every_objective = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+named = {"ids": lambda config: type(config).__name__}
+every_objective = pytest.mark.parametrize("config", CONFIGS, **named)
+masked = pytest.mark.parametrize("config", [config for config in CONFIGS if config.least_hidden is not None], **named)
+reconstructing = pytest.mark.parametrize("config", [config for config in CONFIGS if config.reconstructs], **named)
 
 
 def build(config, seed=0):
@@ -59,9 +61,12 @@ def build(config, seed=0):
     return backbone, objective
 
 
-def inputs(seed=1):
+def inputs(config, seed=1):
+    """Images, and a mask that hides what the objective wants hidden."""
     rng = generator(seed)
     images = torch.randint(0, 256, (BATCH, 3, 32, 48), dtype=torch.uint8, generator=rng)
+    if config.least_hidden is None:
+        return images, Mask.of_nothing(BATCH, GRID)
     return images, Mask.cut(torch.rand(BATCH, GRID.num_patches, generator=rng), VISIBLE)
 
 
@@ -72,8 +77,13 @@ def with_patches(images, chosen, change):
     return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=GRID.height, p=PATCH, q=PATCH)
 
 
+def target_of(objective, images):
+    labels = torch.arange(len(images))
+    return objective.target(images, Labels(labels, labels + 1, torch.full((len(images),), 0.7)))
+
+
 def loss_of(backbone, objective, images, mask):
-    return sum(objective(backbone, images, mask, objective.target(images))[0].values())
+    return sum(objective(backbone, images, mask, target_of(objective, images))[0].values())
 
 
 def parameters_of(backbone, objective):
@@ -87,7 +97,9 @@ def raw(config):
 
 
 def test_the_published_ones_are_found():
-    published = {"PixelMAEConfig", "SimMIMConfig", "MaskQueriesConfig", "NextPatchConfig", "MaskAlignConfig"}
+    published = {
+        "PixelMAEConfig", "SimMIMConfig", "MaskQueriesConfig", "NextPatchConfig", "MaskAlignConfig", "SupervisedConfig",
+    }  # fmt: skip
     assert published <= {type(config).__name__ for config in CONFIGS}
 
 
@@ -95,6 +107,7 @@ def test_the_published_ones_are_found():
 def test_a_config_is_a_frozen_value_that_passes_its_own_check(config):
     whole = load_config(ROOT / "configs" / "tiny_cpu.py")
     whole = dataclasses.replace(whole, objective=config, backbone=ENCODERS[config.asks])
+    whole = dataclasses.replace(whole, mask=None if config.least_hidden is None else whole.mask)
     check_types(whole)
     check(whole)
     assert isinstance(config.chooses, bool) and isinstance(config.gives_guidance, bool)
@@ -106,21 +119,22 @@ def test_a_config_is_a_frozen_value_that_passes_its_own_check(config):
 @every_objective
 def test_losses_are_one_finite_number_an_image_and_features_those_of_visible_patches(config):
     backbone, objective = build(config)
-    images, mask = inputs()
-    target = objective.target(images)
+    images, mask = inputs(config)
+    target = target_of(objective, images)
     assert (target.guidance is not None) == config.gives_guidance
     losses, features = objective(backbone, images, mask, target)
     assert losses
     for values in losses.values():
         assert values.shape == (BATCH,) and values.dtype == torch.float32 and values.isfinite().all()
-    assert features.tokens.shape == (BATCH, VISIBLE, 48) and features.prefix.shape == (BATCH, backbone.num_prefix, 48)
+    assert features.tokens.shape == (BATCH, mask.num_visible, 48)
+    assert features.prefix.shape == (BATCH, backbone.num_prefix, 48)
 
 
 @every_objective
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_every_parameter_gets_a_gradient(config, dtype):
     backbone, objective = (module.to(dtype) for module in build(config))
-    loss_of(backbone, objective, *inputs()).mean().backward()
+    loss_of(backbone, objective, *inputs(config)).mean().backward()
     for name, parameter in parameters_of(backbone, objective).items():
         used = name not in UNUSED.get(type(config).__name__, ())
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any() == used, name
@@ -129,20 +143,20 @@ def test_every_parameter_gets_a_gradient(config, dtype):
 @every_objective
 def test_bf16_weights_keep_the_loss_in_fp32_and_near(config):
     backbone, objective = build(config)
-    want = loss_of(backbone, objective, *inputs())
-    got = loss_of(backbone.bfloat16(), objective.bfloat16(), *inputs())
+    want = loss_of(backbone, objective, *inputs(config))
+    got = loss_of(backbone.bfloat16(), objective.bfloat16(), *inputs(config))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=0.02, atol=0)
 
 
-@every_objective
+@masked
 def test_hidden_pixels_are_no_part_of_the_input_and_visible_ones_are(config):
     backbone, objective = build(raw(config))
-    images, mask = inputs()
+    images, mask = inputs(config)
     seen = []
     for change in (images, with_patches(images, mask.hidden, lambda x: 255 - x),
                    with_patches(images, ~mask.hidden, lambda x: 255 - x)):  # fmt: skip
-        features = objective(backbone, change, mask, objective.target(change))[1].sequence
+        features = objective(backbone, change, mask, target_of(objective, change))[1].sequence
         shown = features
         if config.reconstructs:
             shown = patchify(objective.reconstruct(backbone, change, mask), PATCH)[mask.hidden]
@@ -155,7 +169,7 @@ def test_hidden_pixels_are_no_part_of_the_input_and_visible_ones_are(config):
 def test_an_image_of_weight_zero_leaves_no_trace_in_the_gradient(config):
     """The step weighs (B,) losses: nothing of one image may be in the loss of another."""
     backbone, objective = build(config)
-    images, mask = inputs()
+    images, mask = inputs(config)
     other = images.clone()
     other[1] = 0  # what the loader hands over for a bad sample
     parameters = list(parameters_of(backbone, objective).values())
@@ -169,10 +183,10 @@ def test_an_image_of_weight_zero_leaves_no_trace_in_the_gradient(config):
     assert not torch.equal(loss_of(backbone, objective, images, mask), loss_of(backbone, objective, other, mask))
 
 
-@every_reconstructing
+@reconstructing
 def test_a_reconstruction_is_an_image_with_its_visible_pixels_as_they_are(config):
     backbone, objective = build(config)
-    images, mask = inputs()
+    images, mask = inputs(config)
     got = objective.reconstruct(backbone, images, mask)
     assert got.shape == images.shape and got.dtype == torch.float32 and not got.requires_grad
     assert 0 <= got.min() and got.max() <= 1
@@ -187,7 +201,7 @@ def test_checkpointing_changes_no_number(config):
     found = []
     for on in (False, True):
         backbone.checkpointing = objective.checkpointing = on
-        loss = loss_of(backbone, objective, *inputs()).mean()
+        loss = loss_of(backbone, objective, *inputs(config)).mean()
         found.append(torch.autograd.grad(loss, list(parameters_of(backbone, objective).values())))
     assert objective.checkpointing is True
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
@@ -210,7 +224,7 @@ def test_every_parameter_is_used_inside_the_module_that_owns_it(config):
             module._parameters[name] = empty
             module.register_forward_pre_hook(gather(name, parameter))
             module.register_forward_hook(release(name))
-    assert loss_of(backbone, objective, *inputs()).isfinite().all()
+    assert loss_of(backbone, objective, *inputs(config)).isfinite().all()
 
 
 def attention_flops(q, k, v, *_, **__):
@@ -231,11 +245,11 @@ def test_the_arithmetic_it_states_is_what_runs(config):
     """Matrix products of forward, and of backward at twice that, but for the patch projection's input. What runs may be
     a little more than the model needs: MAE's last block projects queries that nobody asks for."""
     backbone, objective = build(config)
-    images, mask = inputs()
+    images, mask = inputs(config)
     values = 3 * PATCH**2
     block, num_prefix = ENCODERS[config.asks].block_flops, backbone.num_prefix
-    sizes = Sizes(GRID.num_patches, VISIBLE, num_prefix, width=48, depth=2, num_values=values, block=block)
-    embed = 2 * VISIBLE * values * 48
+    sizes = Sizes(GRID.num_patches, mask.num_visible, num_prefix, width=48, depth=2, num_values=values, block=block)
+    embed = 2 * mask.num_visible * values * 48
     taught = config.target_flops(sizes) if isinstance(config, Taught) else 0
     branch = "sdpa" if config.asks is None else "matmul"
     with op.forced(branch), FlopCounterMode(display=False, custom_mapping=COUNTED) as forward:

@@ -1,0 +1,113 @@
+"""Classification of whole images by the encoder and a linear layer, from scratch: what iLLaMA's authors train (Wang et
+al., "Adapting LLaMA Decoder to Vision Transformer", section 3 and appendix B), and any other encoder likewise.
+
+Nothing is hidden. Targets are soft: where the step mixed two images, each class counts by its share, and a little of
+every target is spread over all classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from masking.mask import Mask
+from pretrain.backbones.base import Backbone
+from pretrain.backbones.flops import Sizes
+from pretrain.errors import ConfigError
+from pretrain.objectives.base import Objective
+from pretrain.ranges import AT_LEAST_0, BELOW_1, Range, check_ranges
+from pretrain.types import Features, Labels, Losses, Target
+
+_RANGES: dict[str, Range] = {
+    "num_classes": ("2 or more", lambda v: v >= 2),
+    "label_smoothing": BELOW_1,
+    "head_init_std": AT_LEAST_0,
+}
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """The class of an image, from one vector of the encoder."""
+
+    num_classes: int = 1000  # labels are 0 to one less; a sample with another, or with none, counts as a bad one
+    label_smoothing: float = 0.1  # share of each target that is spread over all classes
+    pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token, or the mean of the patch tokens
+    head_init_std: float = 0.02  # deviation of the head's first weights
+
+    chooses: ClassVar[bool] = False
+    least_hidden: ClassVar[int | None] = None
+    reconstructs: ClassVar[bool] = False
+    gives_guidance: ClassVar[bool] = False
+    asks: ClassVar[str | None] = None
+
+    def check(self) -> None:
+        """Raises ConfigError for settings out of range."""
+        check_ranges(vars(self), _RANGES, "objective.")
+
+    def build(self, backbone: Backbone) -> Supervised:
+        """The objective for images as backbone sees them, with fresh weights."""
+        return Supervised(self, backbone)
+
+    def forward_flops(self, sizes: Sizes) -> float:
+        """FLOPs of one image's forward: the encoder on all patches, and the head."""
+        return sizes.encoder_flops(sizes.num_patches) + 2 * sizes.width * self.num_classes
+
+
+class Supervised(Objective):
+    """Head and loss."""
+
+    def __init__(self, config: SupervisedConfig, backbone: Backbone) -> None:
+        super().__init__()
+        if config.pool == "cls" and getattr(backbone, "cls_token", None) is None:
+            raise ConfigError(
+                "objective.pool=cls needs a class token and this encoder has none; set objective.pool=mean"
+            )
+        self.config = config
+        self.checkpointing = False  # there is no decoder; the backbone has its own
+        self.head = nn.Linear(backbone.width, config.num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=config.head_init_std)
+        nn.init.zeros_(self.head.bias)
+
+    def target(self, images: Tensor, labels: Labels | None = None) -> Target:
+        """The labels as they are; images (B, C, H, W) are not looked at."""
+        return Target(labels=labels)
+
+    def forward(
+        self,
+        backbone: Backbone,
+        images: Tensor,
+        mask: Mask,
+        target: Target,
+        rng: torch.Generator | Tensor | None = None,
+    ) -> tuple[Losses, Features]:
+        """{"class": (B,) float32}, the cross-entropy of images (B, C, H, W) uint8 with their soft targets, and the
+        features of all patches. mask hides nothing, and rng is not used."""
+        assert target.labels is not None
+        features = self._encode(backbone, images)
+        logits = self._score(features)
+        return {"class": soft_cross_entropy(logits, target.labels, self.config.label_smoothing)}, features
+
+    @torch.no_grad()
+    def classify(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """What each class scores for images (B, C, H, W) uint8, seen whole: (B, num_classes) float32."""
+        return self._score(self._encode(backbone, images))
+
+    def _encode(self, backbone: Backbone, images: Tensor) -> Features:
+        return backbone(backbone.embed(images))
+
+    def _score(self, features: Features) -> Tensor:
+        """(B, num_classes) float32."""
+        pooled = features.prefix[:, 0] if self.config.pool == "cls" else features.tokens.mean(1)
+        return self.head(pooled).float()
+
+
+def soft_cross_entropy(logits: Tensor, labels: Labels, smoothing: float) -> Tensor:
+    """Cross-entropy of logits (B, C) float32 with targets (1 - smoothing) * (share * first + (1 - share) * second) +
+    smoothing / C, (B,) float32. A row without a label gets a number all the same, which its weight 0 leaves out."""
+    log_probs = logits.log_softmax(1)
+    chosen = torch.stack([labels.first, labels.second], 1).clamp(min=0)
+    shares = torch.stack([labels.share, 1 - labels.share], 1)
+    of_classes = (log_probs.gather(1, chosen) * shares).sum(1)
+    return -(1 - smoothing) * of_classes - smoothing * log_probs.mean(1)
