@@ -1,7 +1,7 @@
 """Compares the arms of a claim fairly: same data, steps, seeds and evaluation, every schedule completed.
 
     python -m benchmarks.claims color --train 'train/*.tar' --val 'val/*.tar' --seeds 3 --jobs 2
-    python -m benchmarks.claims color --small     # a minute, on the embedded photographs; shows that it works, no more
+    python -m benchmarks.claims color --small --seeds 1 --arms uniform,green   # a minute; shows that it works, no more
 
 Writes claims-NAME.json, .md and .png to --out; runs stay under --runs, are read when finished and go on when cut."""
 
