@@ -1,12 +1,14 @@
 """What attention costs, forward and backward: every branch of Lacuna's against eager matrices and torch's own.
 
-    python benchmarks/attention.py [--rounds 7] [--quick] [--out FILE] [--table]
+    python benchmarks/attention.py [--rounds 7] [--quick] [--out FILE] [--table [FILE]]
 
 Sides run in turn in one process, on one thread of a CPU or on the GPU; the minimum of the rounds counts (CPU: processor
 time, so that other people's work does not). Beside each time: the error of output and gradients against fp64, and the
-bytes kept for backward. `--table`, on a GPU, puts the ratios of plain members to torch's best into blocks.json, where
-the dispatcher reads them. Writes benchmarks/results/attention-cpu.json or attention-gpu.json. Ends with 1 where the
-dispatcher chose a branch more than 5 % slower than the best."""
+bytes kept for backward. Writes benchmarks/results/attention-cpu.json or attention-gpu.json. Ends with 1 where the
+dispatcher chose a branch more than 5 % slower than the best.
+
+`--table`, on a GPU, also puts what the branches took into blocks.json, where the dispatcher reads it; `--table FILE`
+does that with an earlier result, measures nothing, and needs no GPU."""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from benchmarks.attention_table import write_table
 from benchmarks.sides import attentions
-from masking.attention import blocks
 from masking.attention.op import Shape, choose, forced, self_attention
 from masking.attention.weighting import Weighting
 
@@ -152,27 +154,19 @@ def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int
         }  # fmt: skip
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Ratios of torch's best to the kernels', into blocks.json; rows of other GPUs stay."""
-    gpu, found = torch.cuda.get_device_name(), json.loads(blocks.PATH.read_text())
-    kept = [row for row in found["measured"] if row["gpu"] != gpu]
-    for row in rows:
-        others = [value for side, value in row["ms"].items() if side.startswith("sdpa")]
-        if others and "triton" in row["ms"]:
-            kept.append({"gpu": gpu, "member": row["describe"], "size": [row["head_dim"], row["length"], row["length"]],
-                         "ratio": round(min(others) / row["ms"]["triton"], 3)})  # fmt: skip
-    blocks.write(found["kernels"], kept)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="iLLaMA's and the decoder's shape alone")
     parser.add_argument("--out", type=Path, default=RESULTS / f"attention-{'gpu' if CUDA else 'cpu'}.json")
-    parser.add_argument("--table", action="store_true", help="write measured ratios into blocks.json (GPU)")
+    parser.add_argument("--table", nargs="?", const=Path(), type=Path, metavar="FILE",
+                        help="write times into blocks.json: those measured now (GPU), or those of an earlier result")  # fmt: skip
     args = parser.parse_args()
+    if args.table and args.table != Path():
+        write_table(json.loads(args.table.read_text()), args.table)
+        return 0
     if args.table and not CUDA:
-        parser.error("--table needs a GPU: on a CPU the kernels only run in the interpreter")
+        parser.error("--table without a file needs a GPU: on a CPU the kernels only run in the interpreter")
     torch.set_num_threads(1)
     torch.zeros(31 << 18)  # glibc then keeps blocks of up to this size when freed, as it does in any training process
     sizes = ((197, 64), (197, 32)) if args.quick else ((50, 64), (65, 64), (197, 64), (257, 64), (50, 32), (197, 32))
@@ -182,16 +176,17 @@ def main() -> int:
         for row in measure(batch, length, width, dtype, args.rounds):
             rows.append(row)
             print(row["dtype"], length, width, row["member"], row["ms"], "chosen:", row["chosen"], flush=True)
-    if args.table:
-        write_table(rows)
     result = {
         "command": "python " + " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), "device": DEVICE,
-        "gpu": torch.cuda.get_device_name() if CUDA else None, "machine": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if CUDA else None,
+        "capability": "{}.{}".format(*torch.cuda.get_device_capability()) if CUDA else None, "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__, "threads": 1, "load": os.getloadavg()[0], "rounds": args.rounds,
         "worst_choice": max(row["chosen_over_best"] for row in rows), "rows": rows,
     }  # fmt: skip
     args.out.parent.mkdir(exist_ok=True, parents=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.table:
+        write_table(result, args.out)
     return int(result["worst_choice"] > TOLERANCE)
 
 

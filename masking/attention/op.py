@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ _HAS_TRITON = find_spec("triton") is not None
 _FEW_KEYS = 128  # of 50, 65, 197 and 257 measured, the first two and the last two fall on either side
 _USUAL = Shape(64, 197, 197)
 _forced: list[str] = []
+_known = cache(blocks.measured)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> Tensor:
@@ -130,17 +132,22 @@ def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branc
 
 
 def _choose_cuda(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:
+    """The fastest branch that computes this weighting, where a GPU like this one was measured; else by rule."""
     lacks = _triton_lacks(dtype, shape.head_dim)
-    ratio = blocks.measured(_gpu(), weighting.describe(), *shape)
-    if lacks is None and ratio is not None and ratio >= 1 and not weighting.is_gated():
-        return Branch("triton", f"measured {ratio:.2f} times as fast as torch's fused attention on this GPU")
     alone = weighting.is_gated() or weighting.learns_bias()  # nothing fused in torch computes these
-    if lacks is None and (alone or (weighting.before is not None and ratio is None)):
+    able = ["matmul", *([] if alone else ["sdpa"]), *(["triton"] if lacks is None else [])]
+    known = _measured(weighting.describe(), *shape)
+    ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
+    if known is not None and ms:
+        best = min(ms, key=ms.__getitem__)
+        others = ", ".join(f"{branch} {ms[branch]:.2f}" for branch in ms if branch != best)
+        beside = f" (Triton's kernels: {lacks})" if lacks else ""
+        return Branch(best, f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}{beside}")
+    if lacks is None and (alone or weighting.before is not None):
         return Branch("triton", "no fused attention of torch computes this without a matrix of L x S in memory")
     if alone:
         return Branch("matmul", f"no fused attention of torch computes this; Triton's kernels: {lacks}")
-    slower = "not measured on this GPU" if ratio is None else f"measured at {ratio:.2f} of its speed"
-    return Branch("sdpa", f"torch's attention is fused; Triton's kernels: {lacks or slower}")
+    return Branch("sdpa", f"torch's attention is fused; Triton's kernels: {lacks or 'not measured on this GPU'}")
 
 
 def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
@@ -149,7 +156,7 @@ def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
         return "Triton is not installed"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"they are for bfloat16 and float16, not {dtype}"
-    if blocks.columns(head_dim) not in blocks.head_dims():
+    if blocks.columns(head_dim) not in blocks.HEAD_DIMS:
         return f"they have no blocks for heads of {head_dim}"
     return "the GPU is older than the A100" if _is_old() else None
 
@@ -160,8 +167,16 @@ def _is_old() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+def _measured(member: str, head_dim: int, num_queries: int, num_keys: int) -> blocks.Measured | None:
+    return _known(*_gpu(), member, head_dim, num_queries, num_keys)
+
+
+@cache
+def _gpu() -> tuple[str, str]:
+    """Name and compute capability, as blocks.json has them."""
+    if not torch.cuda.is_available():
+        return "none", "none"
+    return torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def _weighted(branch: str, parts: list[Tensor], num_queries: int, weighting: Weighting) -> Tensor:
