@@ -159,8 +159,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="iLLaMA's and the decoder's shape alone")
     parser.add_argument("--out", type=Path, default=RESULTS / f"attention-{'gpu' if CUDA else 'cpu'}.json")
-    parser.add_argument("--table", nargs="?", const=Path(), type=Path, metavar="FILE",
-                        help="write times into blocks.json: those measured now (GPU), or those of an earlier result")  # fmt: skip
+    parser.add_argument("--table", nargs="?", const=Path(), type=Path, metavar="FILE", help="put into blocks.json "
+                        "what is measured now (GPU), or was in an earlier result")  # fmt: skip
     args = parser.parse_args()
     if args.table and args.table != Path():
         write_table(json.loads(args.table.read_text()), args.table)
@@ -179,7 +179,8 @@ def main() -> int:
     result = {
         "command": "python " + " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), "device": DEVICE,
         "gpu": torch.cuda.get_device_name() if CUDA else None,
-        "capability": "{}.{}".format(*torch.cuda.get_device_capability()) if CUDA else None, "machine": platform.processor() or platform.machine(),
+        "capability": "{}.{}".format(*torch.cuda.get_device_capability()) if CUDA else None,
+        "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__, "threads": 1, "load": os.getloadavg()[0], "rounds": args.rounds,
         "worst_choice": max(row["chosen_over_best"] for row in rows), "rows": rows,
     }  # fmt: skip

@@ -26,6 +26,7 @@ def table(result: dict[str, Any], file: str) -> list[dict[str, Any]]:
                 size = times.setdefault((row["describe"], row["head_dim"], row["length"]), {})
                 size.setdefault(name, []).append(row["ms"][name])
     source = f"{file} of {result['date']}"
-    return [{"gpu": result["gpu"], "capability": result["capability"], "member": member, "size": [width, length, length],
+    return [{"gpu": result["gpu"], "capability": result["capability"], "member": member,
+             "size": [width, length, length],
              "ms": {name: round(sum(values) / len(values), 4) for name, values in sides.items()}, "source": source}
             for (member, width, length), sides in times.items()]  # fmt: skip

@@ -71,9 +71,9 @@ def power_of_2(size: int) -> int:
 
 
 def measured(gpu: str, capability: str, member: str, head_dim: int, num_queries: int, num_keys: int) -> Measured | None:
-    """What was measured of this member and heads of this width (rounded up as `columns` does) on this GPU, else on one of
-    the same compute capability: at the nearest size, if queries and keys are within a factor of two. None where nobody
-    measured."""
+    """What was measured of this member and heads of this width (rounded up as `columns` does) on this GPU, else on one
+    of the same compute capability: at the nearest size, if queries and keys are within a factor of two. None where
+    nobody measured."""
     best, distance = None, math.inf
     for row in _MEASURED.get((capability, member, columns(head_dim)), ()):
         _, queries, keys = row["size"]

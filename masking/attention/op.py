@@ -48,7 +48,7 @@ _known = cache(blocks.measured)
 def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> Tensor:
     """softmax(q k^T / sqrt(E)) v under a weighting. q is (B, H, L, E), k and v are (B, H, S, E), one float dtype;
     (B, H, L, E)."""
-    branch = _choose(q.transpose(1, 2), k.transpose(1, 2), weighting)
+    branch = _choose(q, q.shape[0], Shape(q.shape[3], q.shape[2], k.shape[2]), weighting)
     if weighting.is_plain() and branch != "triton":
         return _BRANCHES[branch](q, k, v)
     parts = [rearrange(x, "b h l e -> b l h e") for x in (q, k, v)]
@@ -58,9 +58,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> 
 def self_attention(qkv: Tensor, num_queries: int | None = None, weighting: Weighting = PLAIN) -> Tensor:
     """Attention of a projection qkv (B, L, 3, H, E) to itself: (B, L, H, E), or (B, num_queries, H, E) where only the
     last so many rows ask; the weighting's offset is then theirs to set."""
-    num_queries = qkv.shape[1] if num_queries is None else num_queries
-    queries, keys, _ = split([qkv], num_queries)
-    branch = _choose(queries, keys, weighting)
+    batch, length, _, _, width = qkv.shape
+    num_queries = length if num_queries is None else num_queries
+    branch = _choose(qkv, batch, Shape(width, num_queries, length), weighting)
     if not weighting.is_plain() or branch == "triton":
         return _weighted(branch, [qkv], num_queries, weighting)
     if branch == "matmul":
@@ -75,7 +75,7 @@ def self_attention(qkv: Tensor, num_queries: int | None = None, weighting: Weigh
 def cross_attention(q: Tensor, kv: Tensor, weighting: Weighting = PLAIN) -> Tensor:
     """Attention of queries q (B, L, H, E) to packed keys and values kv (B, S, 2, H, E), one float dtype: (B, L, H,
     E)."""
-    branch = _choose(q, kv[:, :, 0], weighting)
+    branch = _choose(q, q.shape[0], Shape(q.shape[3], q.shape[1], kv.shape[1]), weighting)
     if not weighting.is_plain() or branch == "triton":
         return _weighted(branch, [q, kv], q.shape[1], weighting)
     if branch == "matmul":
@@ -111,11 +111,11 @@ def forced(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def _choose(q: Tensor, k: Tensor, weighting: Weighting) -> str:
-    """The branch for q (B, L, H, E) and k (B, S, H, E), after a look at whether the weighting fits them."""
+def _choose(like: Tensor, batch: int, shape: Shape, weighting: Weighting) -> str:
+    """The branch for so many images like this tensor, after a look at whether the weighting fits them."""
     if weighting is not PLAIN:
-        weighting.check(q.shape[0], q.shape[1], k.shape[1])
-    return choose(q.device.type, q.dtype, weighting, Shape(q.shape[3], q.shape[1], k.shape[1])).name
+        weighting.check(batch, shape.num_queries, shape.num_keys)
+    return choose(like.device.type, like.dtype, weighting, shape).name
 
 
 def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:

@@ -78,3 +78,11 @@ def test_the_committed_measurements_are_those_of_the_committed_result(tmp_path, 
     write_table(result, file)
     written = json.loads(blocks.PATH.read_text())["measured"]
     assert [row["gpu"] for row in written] == ["another"] + ["NVIDIA H200"] * len(MEASURED) and written[1:] == MEASURED
+
+
+def test_compiling_with_a_measured_choice_breaks_no_graph():
+    def layer(x, a):
+        return x * len(choose("cuda", torch.bfloat16, Weighting(alpha=a)).reason)
+
+    explained = torch._dynamo.explain(layer)(torch.ones(3), torch.ones(()))
+    assert explained.graph_break_count == 0 and "ms against" in choose("cuda", torch.bfloat16, MEMBERS["plain"]).reason
