@@ -3,9 +3,11 @@
     python benchmarks/attention.py [--rounds 7] [--quick] [--out FILE] [--table [FILE]]
 
 Sides run in turn in one process, on one thread of a CPU or on the GPU; the minimum of the rounds counts (CPU: processor
-time, so that other people's work does not). Beside each time: the error of output and gradients against fp64, and the
-bytes kept for backward. Writes benchmarks/results/attention-cpu.json or attention-gpu.json. Ends with 1 where the
-dispatcher chose a branch more than 5 % slower than the best.
+time, so that other people's work does not). On a GPU `ms` is a replay of one forward and backward captured as a CUDA
+graph: the kernels alone, as in a compiled step or one whose Python runs ahead of the GPU; `called_ms` is the same
+called from Python again and again, and counts for the few sides that cannot be captured. Beside each time: the error of
+output and gradients against fp64, and the bytes kept for backward. Writes benchmarks/results/attention-cpu.json or
+attention-gpu.json. Ends with 1 where the dispatcher chose a branch more than 5 % slower than the best.
 
 `--table`, on a GPU, also puts what the branches took into blocks.json, where the dispatcher reads it; `--table FILE`
 does that with an earlier result, measures nothing, and needs no GPU."""
@@ -18,7 +20,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,19 +108,51 @@ def kept_bytes(side: attentions.Side, qkv: Tensor, weighting: Weighting) -> int:
 
 
 def timed(side: attentions.Side, qkv: Tensor, grad: Tensor, weighting: Weighting, repeats: int) -> float:
-    """Milliseconds of one forward and backward, the mean of `repeats`."""
+    """Milliseconds of one forward and backward, the mean of `repeats`: of this thread on a CPU; on a GPU from the first
+    call to the last kernel, Python's way to the kernels included."""
     if not CUDA:
         began = time.process_time()
         for _ in range(repeats):
             once(side, qkv, grad, weighting)
         return (time.process_time() - began) / repeats * 1e3
+    return between_events(lambda: once(side, qkv, grad, weighting), repeats)
+
+
+def between_events(call: Callable[[], object], repeats: int) -> float:
+    """Milliseconds of the GPU's clock a call."""
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(repeats):
-        once(side, qkv, grad, weighting)
+        call()
     stop.record()
     torch.cuda.synchronize()
     return start.elapsed_time(stop) / repeats
+
+
+def replayed(
+    called: dict[str, float], qkv: Tensor, grad: Tensor, weighting: Weighting, rounds: int
+) -> dict[str, float]:
+    """Milliseconds of every side's kernels alone; of a side that cannot be captured, what it took when called."""
+    graphs, best = {}, dict(called)
+    for side in called:
+        try:
+            graphs[side] = captured(sides(weighting)[side], qkv, grad, weighting)
+        except RuntimeError:
+            torch.cuda.synchronize()
+            continue
+        graphs[side].replay()
+        best[side] = float("inf")
+    for _, (side, graph) in product(range(rounds), graphs.items()):
+        best[side] = min(best[side], between_events(graph.replay, 20))
+    return best
+
+
+def captured(side: attentions.Side, qkv: Tensor, grad: Tensor, weighting: Weighting) -> torch.cuda.CUDAGraph:
+    """One forward and backward as a CUDA graph. Raises RuntimeError where a side waits for the GPU on the way."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        once(side, qkv, grad, weighting)
+    return graph
 
 
 def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int) -> Iterator[dict[str, Any]]:
@@ -139,8 +173,10 @@ def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int
             best[side] = float("inf")
             pairs = zip(got, exact, strict=True)
             errors[side] = [float((one.double() - true).norm() / true.norm()) for one, true in pairs]
+        called = dict(best)
         for _, side in product(range(rounds), best):
-            best[side] = min(best[side], timed(sides(weighting)[side], qkv, grad, weighting, 20 if CUDA else 1))
+            called[side] = min(called[side], timed(sides(weighting)[side], qkv, grad, weighting, 20 if CUDA else 1))
+        best = replayed(called, qkv, grad, weighting, rounds) if CUDA else called
         kept = {side: kept_bytes(sides(weighting)[side], qkv, weighting) for side in best}
         chosen = choose(DEVICE, dtype, weighting, Shape(width, length, length))
         ours = min(best[side] for side in ("matmul", "sdpa", "triton") if side in best)
@@ -149,6 +185,7 @@ def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int
             HEADS[width], "length": length, "head_dim": width, "chosen": chosen.name,
             "chosen_over_best": round(best[chosen.name] / ours, 3), "eager_over_chosen": round(best["eager"] /
             best[chosen.name], 3), "ms": {side: round(value, 4) for side, value in best.items()},
+            "called_ms": {side: round(value, 4) for side, value in called.items()} if CUDA else None,
             "error_out_grad": {side: [float(f"{value:.2g}") for value in values] for side, values in errors.items()},
             "kept_mb": {side: round(value / 1e6, 3) for side, value in kept.items()}, "failed": failed,
         }  # fmt: skip

@@ -136,13 +136,10 @@ def _choose_cuda(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Bran
     lacks = _triton_lacks(dtype, shape.head_dim)
     alone = weighting.is_gated() or weighting.learns_bias()  # nothing fused in torch computes these
     able = ["matmul", *([] if alone else ["sdpa"]), *(["triton"] if lacks is None else [])]
-    known = _measured(weighting.describe(), *shape)
-    ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
-    if known is not None and ms:
-        best = min(ms, key=ms.__getitem__)
-        others = ", ".join(f"{branch} {ms[branch]:.2f}" for branch in ms if branch != best)
-        beside = f" (Triton's kernels: {lacks})" if lacks else ""
-        return Branch(best, f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}{beside}")
+    fastest = _fastest_measured(weighting.describe(), tuple(able), *shape)
+    if fastest is not None:
+        name, reason = fastest
+        return Branch(name, f"{reason} (Triton's kernels: {lacks})" if lacks else reason)
     if lacks is None and (alone or weighting.before is not None):
         return Branch("triton", "no fused attention of torch computes this without a matrix of L x S in memory")
     if alone:
@@ -167,8 +164,17 @@ def _is_old() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _measured(member: str, head_dim: int, num_queries: int, num_keys: int) -> blocks.Measured | None:
-    return _known(*_gpu(), member, head_dim, num_queries, num_keys)
+def _fastest_measured(
+    member: str, able: tuple[str, ...], head_dim: int, num_queries: int, num_keys: int
+) -> tuple[str, str] | None:
+    """The fastest of the branches that are able to, and in words what was measured; None where nobody measured."""
+    known = _known(*_gpu(), member, head_dim, num_queries, num_keys)
+    ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
+    if known is None or not ms:
+        return None
+    best = min(ms, key=ms.__getitem__)
+    others = ", ".join(f"{branch} {ms[branch]:.2f}" for branch in ms if branch != best)
+    return best, f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}"
 
 
 @cache

@@ -73,7 +73,8 @@ def cases(quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def compiled(name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], target: str) -> dict[str, Any]:
     """What the compiler makes of one kernel: registers a thread, bytes spilled, shared memory, matrix instructions."""
-    own, block = triton_launch.sized(name, tensors, numbers, target)
+    block = triton_launch.block_of(name, numbers, target)
+    own, _ = triton_launch.sized(name, tensors, numbers, block)
     kernel = triton_launch.KERNELS[name]
     signature, constants, attributes = {}, {}, {}
     for place, (argument, value) in enumerate(own.items()):
@@ -140,7 +141,8 @@ def _calls(
 
 
 def _constants(name: str, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    own, block = triton_launch.sized(name, tensors, numbers, blocks.ARCHES[0])
+    block = triton_launch.block_of(name, numbers, blocks.ARCHES[0])
+    own, _ = triton_launch.sized(name, tensors, numbers, block)
     fixed = {argument: value for argument, value in own.items() if _type(argument, value) == "constexpr"}
     return {**fixed, "block": block}
 

@@ -125,21 +125,30 @@ def backward_call(
     return grads, tensors, fixed
 
 
+def block_of(name: str, numbers: dict[str, Any], arch: str) -> blocks.Block:
+    """The table's block of kernel `name` for a call with these numbers."""
+    return blocks.pick(
+        name, arch, numbers["NUM_CLASSES"] > 0, numbers["E"], numbers["num_queries"], numbers["num_keys"]
+    )
+
+
 def sized(
-    name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], arch: str
-) -> tuple[dict[str, Any], blocks.Block]:
-    """The arguments of kernel `name` in its own order, with its block sizes and None for absent tensors; and its
-    blocks."""
-    width, length, num_keys = numbers["E"], numbers["num_queries"], numbers["num_keys"]
-    block = blocks.pick(name, arch, numbers["NUM_CLASSES"] > 0, width, length, num_keys)
+    name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], block: blocks.Block
+) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """The arguments of kernel `name` in its own order, with the block's sizes and None for absent tensors; and its
+    grid."""
+    length, num_keys = numbers["num_queries"], numbers["num_keys"]
     walked, step = (length, block.queries) if name == "key" else (num_keys, block.keys)
     masked, tail = blocks.tail(walked, step)
     if numbers["LENGTHS"] or numbers["CAUSAL"]:
         masked, tail = True, 0
-    sizes = {"BLOCK_E": blocks.columns(width), "BLOCK_L": block.queries, "BLOCK_S": block.keys, "MASKED": masked,
-             "TAIL": tail}  # fmt: skip
+    sizes = {"BLOCK_E": blocks.columns(numbers["E"]), "BLOCK_L": block.queries, "BLOCK_S": block.keys,
+             "MASKED": masked, "TAIL": tail}  # fmt: skip
     everything = {**numbers, **tensors, **sizes}
-    return {argument: everything.get(argument) for argument in KERNELS[name].arg_names}, block
+    heads = tensors["q"].shape[0] * numbers["num_heads"]
+    programs = triton.cdiv(num_keys, block.keys) if name == "key" else triton.cdiv(length, block.queries)
+    grid = (heads, 1, 1) if name == "small" else (programs, heads, 1)
+    return {argument: everything.get(argument) for argument in KERNELS[name].arg_names}, grid
 
 
 def _launch(name: str, tensors: dict[str, Tensor], fixed: Fixed) -> None:
@@ -153,14 +162,8 @@ def _launch(name: str, tensors: dict[str, Tensor], fixed: Fixed) -> None:
         if together % _ALIGNED == 0:
             ready.run(*values)
             return
-    own, block = sized(name, tensors, fixed.numbers, _arch())
-    heads = tensors["q"].shape[0] * fixed.numbers["num_heads"]
-    grid = {
-        "forward": (triton.cdiv(fixed.numbers["num_queries"], block.queries), heads, 1),
-        "query": (triton.cdiv(fixed.numbers["num_queries"], block.queries), heads, 1),
-        "key": (triton.cdiv(fixed.numbers["num_keys"], block.keys), heads, 1),
-        "small": (heads, 1, 1),
-    }[name]
+    block = block_of(name, fixed.numbers, _arch())
+    own, grid = sized(name, tensors, fixed.numbers, block)
     compiled = KERNELS[name][grid](**own, num_warps=block.warps, num_stages=block.stages)
     if compiled is not None and all(x.data_ptr() % _ALIGNED == 0 for x in own.values() if isinstance(x, Tensor)):
         fixed.ready[name] = Ready(
