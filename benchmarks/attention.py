@@ -73,7 +73,7 @@ def sides(weighting: Weighting) -> dict[str, attentions.Side]:
     if not weighting.is_gated():
         found["sdpa"] = branch("sdpa")
     if CUDA:
-        found["triton"] = branch("triton")
+        found |= {"triton": branch("triton"), "eager, autocast": attentions.published}
     if weighting.alpha is not None:
         found["doubled keys"] = attentions.doubled
         if CUDA:
