@@ -18,7 +18,7 @@ NAMES = list(members(1, 7, 7))
 HALF, BFLOAT = torch.float16, torch.bfloat16
 BOUNDS = {HALF: 1e-3, BFLOAT: 5e-3}
 SMALL = {HALF: 2e-2, BFLOAT: 1e-1}  # sums that cancel: alpha, tables, the key bias
-# Every member at the lengths of MAE and iLLaMA; what else is compiled differently, once. A case is a second of compiling.
+# Every member at the lengths of MAE and iLLaMA; what else is compiled differently, once. A case compiles for a second.
 CASES = [
     *((name, width, BFLOAT, length, length) for name in NAMES for width in (32, 64) for length in (50, 197)),
     *(("everything", width, BFLOAT, length, length) for width in (80, 128) for length in (50, 197)),
@@ -29,15 +29,21 @@ CASES = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_side_by_side():
-    """What fails here fails again in its test, and says so there."""
-    pool = ProcessPoolExecutor(min(14, os.cpu_count() or 1), mp_context=get_context("spawn"))
-    running = [pool.submit(run_by_triton, *case) for case in CASES]
-    wait(running, timeout=60)
-    pool.shutdown(wait=False, cancel_futures=True)
+def _compiled_side_by_side(request):
+    """The kernels of every case that was selected. What fails here fails again in its test, and says so there."""
+    chosen = [item for item in request.session.items if getattr(item, "originalname", "") == _EVERY]
+    cases = [tuple(item.callspec.params[name] for name in _CASE) for item in chosen]
+    if cases:
+        pool = ProcessPoolExecutor(min(14, os.cpu_count() or 1), mp_context=get_context("spawn"))
+        wait([pool.submit(run_by_triton, *case) for case in cases], timeout=60)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-@pytest.mark.parametrize(("name", "width", "dtype", "queries", "keys"), CASES)
+_CASE = ("name", "width", "dtype", "queries", "keys")
+_EVERY = "test_error_against_fp64"
+
+
+@pytest.mark.parametrize(_CASE, CASES)
 def test_error_against_fp64(name, width, dtype, queries, keys):
     parts, fields = projections(2, 3, queries, keys, width, dtype), members(2, queries, keys)[name]
     want = run(weighted_attention_reference, parts, fields, torch.float64)

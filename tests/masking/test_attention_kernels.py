@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from masking.attention import triton_launch
 from masking.attention.op import attention, choose, cross_attention, forced, self_attention
 from masking.attention.reference import weighted_attention_reference
 from masking.attention.weighting import Weighting
 from tests.masking.attention_cases import error, members, projections, run
 
+triton_launch = pytest.importorskip("masking.attention.triton_launch", reason="needs Triton: pip install 'lacuna[gpu]'")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter: tests marked gpu run here")
 
 NAMES = list(members(1, 7, 7))
