@@ -41,6 +41,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = (torch.bfloat16,) if CUDA else (torch.float32, torch.bfloat16)
 HEADS = {32: 16, 64: 12}  # MAE's decoder, a ViT-B
+FLEX_LENGTH = 197  # alone: FlexAttention compiles for half a minute for every length
 TOLERANCE = 1.05  # how much slower than the best branch the chosen one may be
 
 
@@ -67,7 +68,7 @@ def branch(name: str) -> attentions.Side:
     return side
 
 
-def sides(weighting: Weighting) -> dict[str, attentions.Side]:
+def sides(weighting: Weighting, length: int) -> dict[str, attentions.Side]:
     """Everything that can compute this member here, by name, and ordinary attention of the same shape."""
     found = {"matmul": branch("matmul"), "eager": attentions.eager}
     if not weighting.is_gated():
@@ -76,7 +77,7 @@ def sides(weighting: Weighting) -> dict[str, attentions.Side]:
         found |= {"triton": branch("triton"), "eager, autocast": attentions.published}
     if weighting.alpha is not None:
         found["doubled keys"] = attentions.doubled
-        if CUDA:
+        if CUDA and length == FLEX_LENGTH:
             found |= {"flex, doubled keys": attentions.flex_doubled, "flex, merged": attentions.flex_merged}
     if weighting.is_plain() and CUDA:
         for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
@@ -130,13 +131,14 @@ def between_events(call: Callable[[], object], repeats: int) -> float:
 
 
 def replayed(
-    called: dict[str, float], qkv: Tensor, grad: Tensor, weighting: Weighting, rounds: int
-) -> dict[str, float]:
+    every: dict[str, attentions.Side], called: dict[str, float], qkv: Tensor, grad: Tensor, weighting: Weighting,
+    rounds: int,
+) -> dict[str, float]:  # fmt: skip
     """Milliseconds of every side's kernels alone; of a side that cannot be captured, what it took when called."""
     graphs, best = {}, dict(called)
     for side in called:
         try:
-            graphs[side] = captured(sides(weighting)[side], qkv, grad, weighting)
+            graphs[side] = captured(every[side], qkv, grad, weighting)
         except RuntimeError:
             torch.cuda.synchronize()
             continue
@@ -162,8 +164,9 @@ def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int
     grad = torch.randn(batch, length, HEADS[width], width, generator=rng).to(DEVICE, dtype)
     for name, weighting in weightings(batch, length):
         exact = once(attentions.eager, qkv[:4].double(), grad[:4].double(), _first(weighting))
+        every = sides(weighting, length)
         best, errors, failed = {}, {}, {}
-        for side, function in sides(weighting).items():
+        for side, function in every.items():
             try:
                 got = once(function, qkv[:4], grad[:4], _first(weighting))
                 once(function, qkv, grad, weighting)  # allocates, and compiles what compiles
@@ -175,9 +178,9 @@ def measure(batch: int, length: int, width: int, dtype: torch.dtype, rounds: int
             errors[side] = [float((one.double() - true).norm() / true.norm()) for one, true in pairs]
         called = dict(best)
         for _, side in product(range(rounds), best):
-            called[side] = min(called[side], timed(sides(weighting)[side], qkv, grad, weighting, 20 if CUDA else 1))
-        best = replayed(called, qkv, grad, weighting, rounds) if CUDA else called
-        kept = {side: kept_bytes(sides(weighting)[side], qkv, weighting) for side in best}
+            called[side] = min(called[side], timed(every[side], qkv, grad, weighting, 20 if CUDA else 1))
+        best = replayed(every, called, qkv, grad, weighting, rounds) if CUDA else called
+        kept = {side: kept_bytes(every[side], qkv, weighting) for side in best}
         chosen = choose(DEVICE, dtype, weighting, Shape(width, length, length))
         ours = min(best[side] for side in ("matmul", "sdpa", "triton") if side in best)
         yield {
