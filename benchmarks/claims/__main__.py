@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not runs[claim.baseline]:
             parser.error(f"--finished: {budget.runs} has no finished run of {claim.baseline}; leave it out to train")
     else:
-        runs = _all(claim, arms, options.seeds, options.jobs, budget)
+        runs = in_turn(claim, arms, options.seeds, options.jobs, lambda arm, seed: run(claim, arm, seed, budget))
     _write(claim, runs, budget, options)
 
 
@@ -85,8 +85,11 @@ def _budget(claim: Claim, options: argparse.Namespace) -> Budget:
     return Budget(steps, max(1, steps // options.points), images, folder.resolve(), (*data, *options.set))
 
 
-def _all(claim: Claim, arms: list[str], seeds: int, jobs: int, budget: Budget) -> Runs:
-    """The runs, seed by seed; one whose teacher is being trained lets others go first."""
+def in_turn(
+    claim: Claim, arms: list[str], seeds: int, jobs: int, one_run: Callable[[str, int], dict[str, Any]]
+) -> Runs:
+    """What one_run(arm, seed) returns, seed by seed, jobs at a time; a run whose teacher is not there lets others go
+    first."""
     runs: Runs = {arm: {} for arm in arms}
     left = [(seed, arm) for seed in range(seeds) for arm in arms]
     going: dict[Future[dict[str, Any]], tuple[int, str]] = {}
@@ -100,7 +103,7 @@ def _all(claim: Claim, arms: list[str], seeds: int, jobs: int, budget: Budget) -
         while left or going:
             while len(going) < jobs and (one := next(ready(), None)):
                 left.remove(one)
-                going[pool.submit(run, claim, one[1], one[0], budget)] = one
+                going[pool.submit(one_run, one[1], one[0])] = one
             assert going, f"{left} wait for each other"
             for done in wait(going, return_when=FIRST_COMPLETED).done:
                 seed, arm = going.pop(done)

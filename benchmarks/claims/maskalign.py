@@ -26,8 +26,8 @@ CLAIM = Claim(
     small=("objective.decoder_width=32", "objective.decoder_depth=1"),
     remarks=(
         "`mae` is the baseline, and the teacher of every arm below `mae-2x`, each of its own seed; `mae-2x` is what "
-        "the teacher's steps would buy without alignment. All scores are of frozen features: fine-tuning of teacher and "
-        "student, by which the paper compares, is not measured here. The losses of `mae` and of alignment are of "
-        "different kinds.",
+        "the teacher's steps would buy without alignment. All scores are of frozen features: fine-tuning of "
+        "teacher and student, by which the paper compares, is not measured here. The losses of `mae` and of alignment "
+        "are of different kinds.",
     ),
 )
