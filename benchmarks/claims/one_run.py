@@ -29,32 +29,30 @@ class Budget:
 
 def run(claim: Claim, name: str, seed: int, budget: Budget) -> dict[str, Any]:
     """What `read` finds. A run that is there is read, one that was cut goes on; its teacher's must be there."""
-    run_dir, steps = _folder(budget, name, seed), claim.steps(name, budget.steps)
     if not is_finished(claim, name, seed, budget):
         _lacuna(["train", str(ROOT / (claim.arms[name].config or claim.config)), *settings(claim, name, seed, budget)])
-        _lacuna(["evaluate", str(run_dir), "--max-images", str(budget.max_images)])
-        assert is_finished(claim, name, seed, budget), f"{run_dir} has no evaluation of step {steps}"
+        assert is_finished(claim, name, seed, budget), f"{_folder(budget, name, seed)} lacks its last evaluation"
     return read(claim, name, seed, budget)
 
 
 def is_finished(claim: Claim, name: str, seed: int, budget: Budget) -> bool:
-    """Whether a run and its evaluation are there."""
-    return _evaluation(claim, name, seed, budget).exists()
+    """Whether a run is there, and was evaluated after its last step."""
+    evaluations = _folder(budget, name, seed) / "evaluations.jsonl"
+    return evaluations.exists() and _lines(evaluations)[-1]["step"] == claim.steps(name, budget.steps)
 
 
 def read(claim: Claim, name: str, seed: int, budget: Budget) -> dict[str, Any]:
     """Loss, kNN and linear probe (percent), seconds of training alone and with the teacher's, the curve of kNN, and
     early heterogeneity for a claim about it."""
     run_dir, steps = _folder(budget, name, seed), claim.steps(name, budget.steps)
-    lines = _lines(run_dir / "metrics.jsonl")
-    (last,) = json.loads(_evaluation(claim, name, seed, budget).read_text())["results"].values()
+    lines, evaluations = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "evaluations.jsonl")
     found = {
         "loss": statistics.fmean(line.get(claim.loss, line["loss"]) for line in lines[-max(1, steps // 10) :]),
-        "knn": 100 * last["knn"],
-        "linear": 100 * last["linear"],
+        "knn": 100 * evaluations[-1]["knn"],
+        "linear": 100 * evaluations[-1]["linear"],
         "train_s": _seconds(run_dir),
         "with_teacher_s": _seconds(run_dir),
-        "curve": [[line["step"], 100 * line["knn"]] for line in _lines(run_dir / "evaluations.jsonl")],
+        "curve": [[line["step"], 100 * line["knn"]] for line in evaluations],
     }
     teacher = claim.arms[name].teacher
     if teacher is not None:
@@ -92,17 +90,13 @@ def settings(claim: Claim, name: str, seed: int, budget: Budget) -> list[str]:
     common = [one for one in budget.settings if arm.config is None or not one.startswith("objective.")]
     return [
         f"name={_folder(budget, name, seed).name}", f"seed={seed}", f"steps={steps}", "epochs=none",
-        f"runs_dir={budget.runs}", f"evaluation.every_steps={budget.every_steps}", "evaluation.methods=knn",
+        f"runs_dir={budget.runs}", f"evaluation.every_steps={budget.every_steps}", "evaluation.methods=knn,linear",
         f"evaluation.max_images={budget.max_images}", "tracking.wandb=off", *common, *own,
     ]  # fmt: skip
 
 
 def _folder(budget: Budget, name: str, seed: int) -> Path:
     return budget.runs / f"{name}-{seed}"
-
-
-def _evaluation(claim: Claim, name: str, seed: int, budget: Budget) -> Path:
-    return _folder(budget, name, seed) / f"evaluate-step-{claim.steps(name, budget.steps):07d}.json"
 
 
 def _seconds(run_dir: Path) -> float:

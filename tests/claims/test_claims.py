@@ -169,10 +169,8 @@ def _as_if_run(run_dir: Path, *, steps: int, images_per_s: float) -> None:
     run_dir.mkdir(parents=True)
     lines = [{"step": n + 1, "loss": 1.0, "samples": 8 * (n + 1), "images_per_s": images_per_s} for n in range(steps)]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curve = [{"step": step, "knn": 0.2} for step in (0, steps)]
+    curve = [{"step": step, "knn": 0.2, "linear": 0.3} for step in (0, steps)]
     (run_dir / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
-    last = {"results": {"ema": {"knn": 0.3, "linear": 0.4}}}
-    (run_dir / f"evaluate-step-{steps:07d}.json").write_text(json.dumps(last))
 
 
 @pytest.mark.slow
