@@ -32,7 +32,12 @@ _SMALL = (
     "data.train=embedded", "data.val=none", "data.batch_size=32", "data.workers=0", "backbone.width=48",
     "backbone.depth=2", "backbone.heads=3", "tracking.panels_every=none", "engine.ema_decay=none", "optim.base_lr=1e-2",
 )  # fmt: skip
-_NOT_TOLD = ("--runs", "--out", "--data")  # of the command, in a result: folders, and what it says elsewhere
+_NOT_TOLD = (
+    "--runs",
+    "--out",
+    "--data",
+    "--machine",
+)  # of a command: folders, and what its result says elsewhere
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +69,7 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, argparse.Ar
     parser.add_argument("--train", help="shards to pretrain on")
     parser.add_argument("--val", help="labelled shards")
     parser.add_argument("--data", help="what these are, for the result")
+    parser.add_argument("--machine", help="what trained, for the result; the processor without it")
     parser.add_argument("--arms", help="comma-separated, the baseline among them; all without it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
@@ -127,8 +133,8 @@ def _write(claim: Claim, runs: Runs, budget: Budget, options: argparse.Namespace
     result = {
         "command": _command(sys.argv[1:]),
         "data": "embedded photographs" if options.small else options.data,
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {options.jobs} runs at a time",
+        "machine": f"{options.machine or platform.processor() or platform.machine()}, {options.jobs} runs at a time; "
+        f"torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         **result_of(claim, runs, budget.steps),
     }
@@ -144,7 +150,7 @@ def _command(words: list[str]) -> str:
     """The command as another would give it, without the folders of this machine."""
     told, before = ["python -m benchmarks.claims"], ""
     for word in words:
-        if word not in _NOT_TOLD and before not in _NOT_TOLD:
+        if word not in (*_NOT_TOLD, "--finished") and before not in _NOT_TOLD:
             told.append({"--train": "train", "--val": "val"}.get(before, word))
         before = word
     return " ".join(told)

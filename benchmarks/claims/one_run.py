@@ -50,6 +50,7 @@ def read(claim: Claim, name: str, seed: int, budget: Budget) -> dict[str, Any]:
         "loss": statistics.fmean(line.get(claim.loss, line["loss"]) for line in lines[-max(1, steps // 10) :]),
         "knn": 100 * evaluations[-1]["knn"],
         "linear": 100 * evaluations[-1]["linear"],
+        "images": lines[-1]["samples"],
         "train_s": _seconds(run_dir),
         "with_teacher_s": _seconds(run_dir),
         "curve": [[line["step"], 100 * line["knn"]] for line in evaluations],

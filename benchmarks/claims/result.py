@@ -12,7 +12,7 @@ Runs = dict[str, dict[int, dict[str, Any]]]
 
 def result_of(claim: Claim, runs: Runs, common_steps: int) -> dict[str, Any]:
     """Arms, and where there is such a thing the claim's verdict and the correlation with heterogeneity."""
-    result: dict[str, Any] = {"arms": summary(claim, runs)}
+    result: dict[str, Any] = {"untrained": _untrained(runs[claim.baseline]), "arms": summary(claim, runs)}
     if claim.rivals is not None and _differences(runs, claim.rivals.method, claim.rivals.rival, "knn"):
         result["claim"] = {key: _verdict(claim, runs, key) for key in ("knn", "linear")}
     if claim.heterogeneity:
@@ -28,7 +28,8 @@ def result_of(claim: Claim, runs: Runs, common_steps: int) -> dict[str, Any]:
 
 def summary(claim: Claim, runs: Runs) -> dict[str, Any]:
     """By arm: its runs, their means, and over the seeds it shares with the baseline the differences (of losses, where
-    the config is the same), RAUC and the steps to the baseline's last kNN (of the seeds that reach it)."""
+    the config is the same), RAUC and the steps to the baseline's last kNN (of the seeds that reach it), or
+    None where that is not above the untrained encoder's."""
     base, rows = runs[claim.baseline], {}
     for arm, by_seed in runs.items():
         if not by_seed:
@@ -42,8 +43,10 @@ def summary(claim: Claim, runs: Runs) -> dict[str, Any]:
             row["verdict"] = {key: verdict(row["difference"][key]) for key in ("knn", "linear")}
             areas = [rauc(by_seed[seed]["curve"], base[seed]["curve"]) for seed in shared]
             row["rauc"] = interval(areas) if None not in areas else None
-            reached = [steps_to(by_seed[seed]["curve"], base[seed]["curve"][-1][1]) for seed in shared]
-            row["steps_to_target"] = reached
+            targets = {seed: base[seed]["curve"][-1][1] for seed in shared}
+            has_risen = all(targets[seed] > base[seed]["curve"][0][1] for seed in shared)
+            reached = [steps_to(by_seed[seed]["curve"], targets[seed]) for seed in shared]
+            row["steps_to_target"] = reached if has_risen else None
         rows[arm] = row
     return rows
 
@@ -52,6 +55,11 @@ def scores(claim: Claim) -> list[str]:
     """What a run of the claim is judged by."""
     teacher = ["with_teacher_s"] if any(arm.teacher for arm in claim.arms.values()) else []
     return ["loss", "knn", "linear", "train_s", *teacher, *(["heterogeneity"] if claim.heterogeneity else [])]
+
+
+def _untrained(by_seed: dict[int, dict[str, Any]]) -> dict[str, Interval]:
+    """What the encoder scores before its first step."""
+    return {"knn": interval([run["curve"][0][1] for run in by_seed.values()])}
 
 
 def _differences(runs: Runs, arm: str, less: str, key: str) -> list[float]:

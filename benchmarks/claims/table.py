@@ -21,8 +21,11 @@ def table(claim: Claim, result: dict[str, Any]) -> str:
     keys = scores(claim)
     head = ["arm", "runs", *(_HEADS[key] for key in keys), "RAUC", "steps to target", "kNN", "linear"]
     lines = [f"# {claim.title}", ""]
-    if result.get("data"):
-        lines += [f"Data: {result['data']}.", ""]
+    run = next(iter(result["arms"][claim.baseline]["runs"].values()))
+    lines += [
+        f"A run of `{claim.baseline}` is {run['curve'][-1][0]} steps, {run['images']:,} images of {result['data']}. "
+        f"Seconds are those of {result['machine']}.", "",
+    ]  # fmt: skip
     for remark in claim.remarks:
         lines += [remark, ""]
     lines += [f"In brackets: less `{claim.baseline}`, seed by seed, 95 % interval.", ""]
@@ -39,8 +42,26 @@ def table(claim: Claim, result: dict[str, Any]) -> str:
         cells.append(", ".join("never" if step is None else f"{step:.0f}" for step in reached) if reached else "-")
         cells += [row["verdict"][key] if "verdict" in row else "-" for key in ("knn", "linear")]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += [*_claim(result.get("claim", {})), *_correlations(result.get("heterogeneity and kNN", {}))]
+    lines += [
+        "",
+        *_untrained(result),
+        *_claim(result.get("claim", {})),
+        *_correlations(result.get("heterogeneity and kNN", {})),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _untrained(result: dict[str, Any]) -> list[str]:
+    """What the encoder scores without training, and which arms end below that."""
+    score = result["untrained"]["knn"]
+    below = [f"`{arm}`" for arm, row in result["arms"].items() if row["mean"]["knn"]["mean"] < score["mean"]]
+    words = f"The untrained encoder has a kNN of {_words(score, 1)} %"
+    if not below:
+        return [f"{words}, and every arm ends above it."]
+    return [
+        f"{words}. These arms end below it: {', '.join(below)}. Training is too short here for features to be worth "
+        "more than those of random weights, and differences are to be read as such."
+    ]
 
 
 def _claim(found: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from benchmarks.claims.arms import Arm, Claim, Rivals
 from benchmarks.claims.one_run import ROOT, Budget, early_heterogeneity, read, settings
 from benchmarks.claims.result import result_of
 from benchmarks.claims.statistics_of_seeds import interval, rauc, spearman, steps_to, verdict
+from benchmarks.claims.table import table
 from pretrain.config import load_config
 
 
@@ -156,12 +157,32 @@ def test_half_the_steps_are_enough_only_where_the_baseline_would_not_pass_too(me
     scores = {"b": (30, 31, 30), "b2": rival, "m": method}
     runs = {
         arm: {
-            seed: {"loss": 1.0, "knn": score, "linear": score, "train_s": 1.0, "curve": [[0, 1], [10, score]]}
+            seed: {
+                "loss": 1.0,
+                "images": 80,
+                "knn": score,
+                "linear": score,
+                "train_s": 1.0,
+                "curve": [[0, 1], [10, score]],
+            }
             for seed, score in enumerate(found)
         }
         for arm, found in scores.items()
     }
     assert result_of(claim, runs, 10)["claim"]["knn"]["words"].startswith(words + ":")
+
+
+def test_a_baseline_that_ends_below_its_untrained_encoder_is_no_target_and_is_named():
+    claim = Claim("", "", "b", {"b": Arm(), "m": Arm()})
+    run = {"loss": 1.0, "images": 80, "linear": 20.0, "train_s": 1.0}
+    runs = {
+        "b": {0: {**run, "knn": 20.0, "curve": [[0, 25.0], [10, 20.0]]}},
+        "m": {0: {**run, "knn": 26.0, "curve": [[0, 25.0], [10, 26.0]]}},
+    }
+    result = result_of(claim, runs, 10)
+    assert result["arms"]["m"]["steps_to_target"] is None
+    words = table(claim, {**result, "data": "x", "machine": "y"})
+    assert "kNN of 25.0 %. These arms end below it: `b`. " in words
 
 
 def _as_if_run(run_dir: Path, *, steps: int, images_per_s: float) -> None:
@@ -171,6 +192,32 @@ def _as_if_run(run_dir: Path, *, steps: int, images_per_s: float) -> None:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = [{"step": step, "knn": 0.2, "linear": 0.3} for step in (0, steps)]
     (run_dir / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+
+
+@pytest.mark.slow
+def test_a_real_pupil_is_taught_by_the_baselines_run_of_its_seed(tmp_path: Path):
+    words = ["maskalign", "--small", "--seeds", "1", "--arms", "ratio-0,mae", "--out", str(tmp_path)]
+    main([*words, "--runs", str(tmp_path / "runs")])
+    config = json.loads((tmp_path / "runs" / "ratio-0-0" / "config.json").read_text())
+    assert config["objective"]["teacher"]["model"] == str(tmp_path / "runs" / "mae-0")
+    rows = json.loads((tmp_path / "claims-maskalign-small.json").read_text())["arms"]
+    pupil, teacher = rows["ratio-0"]["runs"]["0"], rows["mae"]["runs"]["0"]
+    assert pupil["with_teacher_s"] == pytest.approx(pupil["train_s"] + teacher["train_s"])
+
+
+@pytest.mark.slow
+def test_real_runs_of_mto_r_are_inspected_at_a_fifth_and_compared_by_pixels_alone(tmp_path: Path):
+    words = ["mto-r", "--small", "--seeds", "1", "--arms", "simmim,mto-r", "--out", str(tmp_path)]
+    main([*words, "--runs", str(tmp_path / "runs")])
+    found = json.loads((tmp_path / "claims-mto-r-small.json").read_text())
+    for row in found["arms"].values():
+        assert 0 < row["runs"]["0"]["heterogeneity"] < 1
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "mto-r-0" / "metrics.jsonl").read_text().splitlines()]
+    pixels = [line["loss_pixel"] for line in lines[-2:]]
+    assert found["arms"]["mto-r"]["runs"]["0"]["loss"] == pytest.approx(sum(pixels) / 2)
+    assert [line["loss"] for line in lines[-2:]] != pixels
+    inspections = (tmp_path / "runs" / "mto-r-0" / "inspections.jsonl").read_text().splitlines()
+    assert 4 in [json.loads(line)["step"] for line in inspections]  # of 24
 
 
 @pytest.mark.slow
