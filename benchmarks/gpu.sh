@@ -27,6 +27,7 @@ one attention-tests 100 "$python" -m pytest -q --at-once -m gpu tests/masking
 one attention 200 "$python" benchmarks/attention.py --rounds 3 --out "$out/attention-gpu.json"
 one illama-step 120 "$python" benchmarks/illama_step.py --case supervised --precision bf16 --alpha 0.37 --compile ours \
     --rounds 5 --out "$out/illama-step-gpu.json"
+one objectives 90 "$python" benchmarks/objectives.py --precision bf16 --rounds 10 --out "$out/objectives-gpu.json"
 one sanitizer 60 compute-sanitizer --error-exitcode 9 "$python" -m pytest -q -m gpu tests/masking -k two_runs
 one step 100 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"
 one decoder 45 "$python" benchmarks/decoder.py --device cuda --out "$out/decoder-gpu.json"
