@@ -108,6 +108,11 @@ def _check_mixing(config: Config, world_size: int) -> None:
 def _check_pair(config: Config) -> None:
     asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
     if asked is not None and asked not in config.backbone.answers:
+        if asked == "class_token":
+            raise ConfigError(
+                f"objective.pool=cls needs a class token, and {backbone} has none; set objective.pool=mean, or "
+                "backbone.class_token=true"
+            )
         needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
         raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
     if isinstance(config.objective, Taught) and config.objective.follows_student and config.engine.zero_stage == 3:

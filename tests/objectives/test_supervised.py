@@ -62,11 +62,30 @@ def test_classes_that_differ_in_colour_are_learned_and_classify_says_which(backb
     assert torch.equal(scores.argmax(1), labels) and scores.dtype == torch.float32 and not scores.requires_grad
 
 
-def test_the_class_token_is_asked_for_only_where_there_is_one():
-    encoder = dataclasses.replace(VIT, class_token=False).build(GRID, 3, MEAN, STD)
-    with pytest.raises(ConfigError, match=r"pool=cls needs a class token .* set objective.pool=mean"):
-        SupervisedConfig().build(encoder)
-    SupervisedConfig(pool="mean").build(encoder)
+def test_a_head_on_the_class_token_needs_one_and_no_patch_comes_out_of_the_last_block():
+    without = dataclasses.replace(WHOLE, backbone=dataclasses.replace(VIT, class_token=False))
+    with pytest.raises(ConfigError, match=r"needs a class token, and ViTConfig has none; set objective.pool=mean"):
+        check(without)
+    check(dataclasses.replace(without, objective=SupervisedConfig(pool="mean")))
+    images, mask = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), Mask.of_nothing(2, GRID)
+    for backbone in (VIT, ILLAMA, dataclasses.replace(ILLAMA, class_token="first")):
+        encoder = backbone.build(GRID, 3, MEAN, STD)
+        for pool, tokens in (("cls", 0), ("mean", 16)):
+            objective = SupervisedConfig(num_classes=3, pool=pool).build(encoder)
+            target = objective.target(images, Labels.single(torch.tensor([0, 2])))
+            assert objective(encoder, images, mask, target)[1].tokens.shape == (2, tokens, 32)
+
+
+@pytest.mark.parametrize("place", ["last", "first", "first_seen"])
+def test_scores_are_the_heads_of_the_class_token_of_a_whole_forward(place):
+    torch.manual_seed(0)
+    deep = dataclasses.replace(ILLAMA, depth=2, class_token=place, soft_mask=None)
+    for mode in ("paper", "exact"):
+        encoder = dataclasses.replace(deep, mode=mode).build(GRID, 3, MEAN, STD)
+        objective = SupervisedConfig(num_classes=3).build(encoder)
+        images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+        whole = encoder(encoder.embed(images)).prefix[:, 0]
+        torch.testing.assert_close(objective.classify(encoder, images), objective.head(whole))
 
 
 def test_what_cannot_be_meant_is_refused_in_one_sentence():
