@@ -10,7 +10,7 @@ from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
-from pretrain.objectives.base import Taught
+from pretrain.objectives.base import ObjectiveConfig, Taught
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -87,6 +87,16 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_mixing(config, world_size)
     check_changes(config.data)
     _check_evaluation(config)
+
+
+def check_methods(objective: ObjectiveConfig, methods: tuple[str, ...], setting: str) -> None:
+    """Raises ConfigError where methods of evaluation, as setting has them, ask for a classifier that objective has
+    not."""
+    if "head" in methods and objective.num_classes is None:
+        raise ConfigError(
+            f"{setting}={','.join(methods)}: head is the accuracy of the objective's own classifier, and "
+            f"{type(objective).__name__} has none; leave knn, linear, or both"
+        )
 
 
 def _check_mixing(config: Config, world_size: int) -> None:
@@ -209,6 +219,7 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError("evaluation.pool=cls needs backbone.class_token=true; or use evaluation.pool=mean")
     if not -1 <= evaluation.layer < depth:
         raise ConfigError(f"evaluation.layer={evaluation.layer}; blocks are 0 to {depth - 1}, or -1 for the last")
+    check_methods(config.objective, evaluation.methods, "evaluation.methods")
     if config.data.val is None and config.data.train != "embedded" and evaluation.every_steps is not None:
         raise ConfigError(
             f"evaluation.every_steps={evaluation.every_steps} needs labelled images: give data.val='val/*.tar', "

@@ -22,7 +22,7 @@ class Series:
 
     name: str
     points: Sequence[Point]  # x ascending
-    style: str = "first"  # class in the style sheet: first, second, or faint for raw values behind a smoothed line
+    style: str = "first"  # class in the style sheet: first, second, third, or faint for raw values behind a smoothed line
     dots: bool = False  # marks every point; for few of them
 
 

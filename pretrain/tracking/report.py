@@ -22,7 +22,7 @@ _ABOUT_ALIGNMENT = (
     "What the student's layers give to each level of the teacher. A level's adaptor takes up any scale, so rows are "
     "shares: their sizes sum to 1, and the colour is the sign."
 )
-_SCORES = (("knn", "kNN"), ("linear", "Linear probe"))
+_SCORES = (("head", "Own head", "third"), ("knn", "kNN", "first"), ("linear", "Linear probe", "second"))
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -39,8 +39,7 @@ def _page(run: RunData) -> str:
     sections = [
         ("Reconstructions", _about_reconstructions(run), reconstructions(run)),
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", _curves(run)),
-        ("Frozen features", "What simple classifiers make of the encoder's features; step 0 is the untrained encoder.",
-         _features(run)),
+        ("Frozen features", _about_features(run), _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
@@ -59,6 +58,13 @@ def _page(run: RunData) -> str:
         "and evaluations.jsonl beside this page.</footer></main>"
         f"<script>{(_HERE / 'report.js').read_text()}</script></body></html>"
     )
+
+
+def _about_features(run: RunData) -> str:
+    words = "What simple classifiers make of the encoder's features; step 0 is the untrained encoder."
+    if run.evaluated("head"):
+        words += " Own head is the accuracy of the classifier that is trained with it."
+    return words
 
 
 def _about_reconstructions(run: RunData) -> str:
@@ -97,7 +103,7 @@ def _status(run: RunData) -> str:
 
 def _scores(run: RunData) -> list[str]:
     cards = []
-    for key, name in _SCORES:
+    for key, name, _ in _SCORES:
         points = run.evaluated(key)
         if not points:
             continue
@@ -197,8 +203,7 @@ def _features(run: RunData) -> str:
             '<p class="note">No evaluation has been made. Set evaluation.every_steps and data.val, or run '
             "<code>lacuna evaluate</code> on this run.</p>"
         )
-    scores = [Series(name, run.evaluated(key), style, dots=True)
-              for (key, name), style in zip(_SCORES, ("first", "second"), strict=True)]  # fmt: skip
+    scores = [Series(name, run.evaluated(key), style, dots=True) for key, name, style in _SCORES]
     scores = [s for s in scores if s.points]
     chance = run.evaluated("chance")
     cards = []
