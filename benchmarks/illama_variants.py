@@ -3,7 +3,7 @@
     python -m benchmarks.illama_variants --train 'train/*.tar' --val 'val/*.tar' --data-name 'CIFAR-10'
     python -m benchmarks.illama_variants --share 0.05    # a few steps each on embedded photographs: shows that it works
 
-Variants A, B, D and E pretrain by the files in configs/ on hidden patches; `supervised` learns classes, and `vit` beside
+Variants A, B, D and E pretrain by the files in configs/ on hidden patches; `supervised` learns classes, `vit` beside
 it the same without a mask. All have one width and depth, and the soft mask falls from 1 to 0 in one step half way. One
 process at a time, in the product's own commands. Runs stay under --runs, are read when finished and go on when cut.
 Writes illama-variants.json, .md and .png to --out."""

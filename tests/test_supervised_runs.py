@@ -40,7 +40,7 @@ def test_two_ranks_measure_their_head_as_the_command_does_and_the_report_shows_i
     assert [line["step"] for line in found] == [0, 3, 6] and all(0 <= line["head"] <= 1 for line in found)
     assert main(["evaluate", str(run_dir), "--weights", "model", "--untrained"]) == 0
     results = json.loads((run_dir / "evaluate-step-0000006.json").read_text())["results"]
-    assert list(results["untrained"])[0] == "head" and "linear" in results["untrained"]
+    assert next(iter(results["untrained"])) == "head" and "linear" in results["untrained"]
     assert results["step 6 (model)"]["head"] == found[-1]["head"] and results["untrained"]["head"] == found[0]["head"]
     assert "head " in capsys.readouterr().out
     html = write_report(run_dir).read_text()
