@@ -40,6 +40,11 @@ class Variant:
 
 VARIANTS = {
     "supervised": Variant("supervised", "illama_cifar_supervised", 500, methods="knn,linear,head"),
+    "supervised_long": Variant(
+        "supervised, four times as long", "illama_cifar_supervised", 2000,
+        (*_CUTOFF, "data.batch_size=32", "data.crop_scale=0.7,1", "objective.label_smoothing=0", "optim.base_lr=2e-2"),
+        "knn,linear,head",
+    ),
     "A": Variant("A: mask tokens in place", "illama_cifar_simmim", 400),
     "B": Variant("B: MAE, visible patches alone", "illama_cifar_mae", 800,
                  (*_CUTOFF, "objective.decoder_width=64", "objective.decoder_depth=1", "objective.decoder_heads=2")),

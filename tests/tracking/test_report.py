@@ -212,7 +212,8 @@ def test_the_report_marks_where_a_soft_mask_fell_and_says_what_the_loss_did(tmp_
     text = Page(html).text
     assert "At step 101 the soft mask fell from 1 to 0, and the loss jumped: 0.5 just before, 0.6 at its" in text
     assert "+20.0 % (means of 10 steps). It was back after" in text
-    charts = dict(re.findall(r'<svg class="chart"[^>]*aria-label="([^"]*)".*?(<line class="event".*?)?</svg>', html, re.S))
+    found = re.findall(r'<svg class="chart"[^>]*aria-label="([^"]*)".*?(<line class="event".*?)?</svg>', html, re.S)
+    charts = dict(found)
     assert [name for name, event in charts.items() if event] == ["Loss", "Soft mask"]
     assert text.index("Loss") < text.index("Soft mask") < text.index("Learning rate")
     place = Scale(0, 200, 54, 506).at(101)
