@@ -101,9 +101,7 @@ def _from_folder(path: Path, grid: Grid) -> TimmEncoder:
         shape, state = as_timm(settings, read_state(file), grid)
     except _Unfit as error:
         raise ConfigError(f"{_HERE}={path}: its weights are not what its config.json says ({error})") from error
-    import_timm()
-    from_shape = import_timm().models.vision_transformer.VisionTransformer
-    model = from_shape(**shape)
+    model = import_timm().models.vision_transformer.VisionTransformer(**shape)
     _load_timm(model, state, str(file), convert=False)
     preprocessor = folder / "preprocessor_config.json"
     mean, std = normalisation(settings, _read_json(preprocessor) if preprocessor.exists() else {})

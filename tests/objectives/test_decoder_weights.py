@@ -58,7 +58,8 @@ def test_at_weight_1_every_bit_is_maes(weights, dtype, monkeypatch):
     backbone, objective = (part.to(dtype) for part in model(weights))
     loss, grads = gradients(backbone, objective)
 
-    def mae(sequence, ids_keep, ids_predict):
+    def mae(sequence, ids_keep, ids_predict, treatment):
+        assert treatment is None
         decoder = objective.decoder
         visible = decoder.embed(sequence) + decoder.pos_embed[0][torch.nn.functional.pad(ids_keep + 1, (1, 0))]
         x = torch.cat([visible, decoder.mask_token + decoder.pos_embed[0][ids_predict + 1]], dim=1)

@@ -9,7 +9,6 @@ from PIL import Image
 
 from pretrain.tracking.attention_picture import (
     _BOTTOM,
-    _INK,
     _LEFT,
     _MASK,
     _RIGHT,
@@ -18,6 +17,7 @@ from pretrain.tracking.attention_picture import (
     _TRAINED,
     attention_picture,
 )
+from pretrain.tracking.pen import INK
 from pretrain.tracking.report import write_report
 from tests.tracking.test_report import Page, write_run
 
@@ -59,7 +59,7 @@ def test_any_depth_and_a_second_encoder_are_drawn(tmp_path, num_blocks):
     results = {"step 9": result([[20.0]] * num_blocks), "untrained": result([[60.0]] * num_blocks)}
     with Image.open(attention_picture(results, tmp_path / "a.png")) as picture:
         for block in (0, num_blocks - 1):
-            assert near(pixel(picture, block, num_blocks, 60), _INK)
+            assert near(pixel(picture, block, num_blocks, 60), INK)
         assert near(pixel(picture, num_blocks - 1, num_blocks, 20), _TRAINED)
 
 
