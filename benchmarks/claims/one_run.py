@@ -34,8 +34,8 @@ def run(claim: Claim, name: str, seed: int, budget: Budget) -> dict[str, Any]:
     steps = arm.times * budget.steps
     found = run_dir / f"evaluate-step-{steps:07d}.json"
     if not found.exists():
-        _lacuna(["train", str(ROOT / claim.config), *_settings(arm, f"{name}-{seed}", seed, steps, budget)])
-        _lacuna(["evaluate", str(run_dir), "--max-images", str(budget.max_images)])
+        lacuna(["train", str(ROOT / claim.config), *_settings(arm, f"{name}-{seed}", seed, steps, budget)])
+        lacuna(["evaluate", str(run_dir), "--max-images", str(budget.max_images)])
     lines = _lines(run_dir / "metrics.jsonl")
     (last,) = json.loads(found.read_text())["results"].values()
     batch = lines[-1]["samples"] / lines[-1]["step"]
@@ -66,7 +66,8 @@ def _settings(arm: Arm, name: str, seed: int, steps: int, budget: Budget) -> lis
     ]  # fmt: skip
 
 
-def _lacuna(arguments: list[str]) -> None:
+def lacuna(arguments: list[str]) -> None:
+    """One command of the product, in a process of its own. Raises RuntimeError with the end of its output."""
     done = subprocess.run(
         [sys.executable, "-m", "pretrain", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
