@@ -23,7 +23,7 @@ from benchmarks.illama_variants.plans import SAME, VARIANTS
 from benchmarks.illama_variants.result import Rows, picture, table
 from pretrain.tracking.run_data import load_run
 
-_SMALL = ("data.train=embedded", "data.val=none", "data.num_workers=0")
+_SMALL = ("data.train=embedded", "data.val=none")
 
 
 def main(arguments: list[str] | None = None) -> None:

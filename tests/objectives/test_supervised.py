@@ -12,6 +12,7 @@ from pretrain.backbones.illama import IllamaConfig
 from pretrain.backbones.vit import ViTConfig
 from pretrain.checks import check
 from pretrain.config import load_config
+from pretrain.engine.schedule import rate
 from pretrain.errors import ConfigError
 from pretrain.objectives.supervised import SupervisedConfig, soft_cross_entropy
 from pretrain.types import Labels
@@ -100,3 +101,13 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence():
     tiny = load_config(ROOT / "configs" / "tiny_cpu.py", ["data.cutmix=1.0"])
     with pytest.raises(ConfigError, match=r"PixelMAEConfig uses no labels; set both to 0"):
         check(tiny)
+
+
+def test_the_authors_recipe_ends_its_warm_up_at_4e_3_and_its_soft_mask_after_25_epochs():
+    config = load_config(ROOT / "configs" / "illama_b16_supervised.py")
+    an_epoch, steps = 312, 300 * 312  # of 4,096 of ImageNet-1k's images
+    rates = [rate(step, steps, config.optim, config.data.batch_size) for step in (50 * an_epoch - 1, steps - 1)]
+    assert rates == [pytest.approx(4e-3), pytest.approx(1e-6, rel=1e-3)]
+    alpha = [config.backbone.soft_mask.alpha(step, steps, an_epoch) for step in range(26 * an_epoch)]
+    assert sum(alpha[:an_epoch]) / an_epoch == pytest.approx(0.9800615463520972, rel=1e-12)  # in the authors' log
+    assert alpha[25 * an_epoch - 2] > 0 and not any(alpha[25 * an_epoch - 1 :])
