@@ -1,11 +1,12 @@
 """Every way to train an iLLaMA, trained: what happens to the loss where the mask becomes causal, and what comes out.
 
     python -m benchmarks.illama_variants --train 'train/*.tar' --val 'val/*.tar' --data-name CIFAR-10
-    python -m benchmarks.illama_variants --small    # a few steps each on embedded photographs; shows that it works, no more
+    python -m benchmarks.illama_variants --small    # a few steps each on photographs; shows that it works, no more
 
-Variants A, B, D and E pretrain on hidden patches by their files in configs/; `supervised` learns classes, and `vit` beside
-it the same without a mask. All have one width and depth, and the soft mask falls from 1 to 0 in one step, half way.
-Writes illama-variants.json, .md and .png to --out; runs stay under --runs, are read when finished and go on when cut."""
+Variants A, B, D and E pretrain on hidden patches, by their files in configs/; `supervised` learns classes, and `vit`
+beside it the same without a mask. All have one width and depth, and the soft mask falls from 1 to 0 in one step, half
+way. Writes illama-variants.json, .md and .png to --out; runs stay under --runs, are read when finished and go on when
+cut."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def _write(rows: Rows, options: argparse.Namespace) -> None:
         "command": f"python -m benchmarks.illama_variants {'--small' if options.small else given}",
         "data": "embedded photographs" if options.small else options.data_name,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, shared with other work, {torch.get_num_threads()} thread, "
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread, shared with other work; "
         f"torch {torch.__version__}",
         "same": SAME,
     }
@@ -74,7 +75,8 @@ def _write(rows: Rows, options: argparse.Namespace) -> None:
     path = options.out / f"illama-variants{'-small' if options.small else ''}"
     path.with_suffix(".json").write_text(json.dumps({**facts, "variants": rows}, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(rows, facts))
-    picture(rows, {name: load_run(_runs(options) / name) for name in rows}).save(path.with_suffix(".png"), optimize=True)
+    losses = {name: load_run(_runs(options) / name).curve("loss") for name in rows}
+    picture(rows, losses).save(path.with_suffix(".png"), optimize=True)
 
 
 if __name__ == "__main__":

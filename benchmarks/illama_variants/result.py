@@ -8,7 +8,6 @@ from PIL import Image
 
 from pretrain.tracking.charts import Point, Scale, smooth, ticks
 from pretrain.tracking.pen import Pen
-from pretrain.tracking.run_data import RunData
 
 Rows = dict[str, dict[str, Any]]
 
@@ -25,23 +24,24 @@ def table(rows: Rows, facts: dict[str, Any]) -> str:
              "Losses are of different things and no comparison. In brackets: the untrained encoder.", "",
              *_rows(_HEAD, [_cells(row) for row in rows.values()]), "",
              *(f"- **{row['title']}**: {row['said']}" for row in rows.values() if row["said"]), "",
-             "Rank of the maps of attention, means over heads and images; in brackets: uniform attention under the block's own "
-             "mask.", ""]  # fmt: skip
+             "Rank of the maps of attention, means over heads and images. In brackets: uniform attention under the "
+             "block's own mask.", ""]  # fmt: skip
     most = max(len(row["attention"]) for row in rows.values())
-    ranks = [[row["title"], *(f"{b['rank']:.1f} ({b['mask_alone']})" for b in row["attention"])] for row in rows.values()]
-    lines += _rows(["", *(f"block {index}" for index in range(most))], ranks)
+    ranks = [[f"{block['rank']:.1f} ({block['mask_alone']})" for block in row["attention"]] for row in rows.values()]
+    titled = [[row["title"], *found] for row, found in zip(rows.values(), ranks, strict=True)]
+    lines += _rows(["", *(f"block {index}" for index in range(most))], titled)
     fixed = ", ".join(f"{name} {rank}" for name, rank in next(iter(rows.values()))["baselines"].items())
-    lines += ["", f"Baselines of that rank: {fixed}.", "", f"All: `{' '.join(facts['same'])}`, and of each its own:", ""]
+    lines += ["", f"Baselines of that rank: {fixed}.", "", f"All: `{' '.join(facts['same'])}`, and by itself each:", ""]
     lines += [f"- {row['title']}: `{' '.join([row['config'], *row['settings']])}`" for row in rows.values()]
     return "\n".join([*lines, "", f"`{facts['command']}`, {facts['date']}, {facts['machine']}"]) + "\n"
 
 
-def picture(rows: Rows, runs: dict[str, RunData]) -> Image.Image:
-    """A curve of the loss each, with the cutoff in it."""
+def picture(rows: Rows, losses: dict[str, list[Point]]) -> Image.Image:
+    """A curve of each one's loss, (step, loss) points, with the cutoff in it."""
     width, height = _CELL[0] * _COLUMNS, _CELL[1] * -(-len(rows) // _COLUMNS)
     pen = Pen((width, height))
     for number, (name, row) in enumerate(rows.items()):
-        _curve(pen, row, runs[name].curve("loss"), number % _COLUMNS * _CELL[0], number // _COLUMNS * _CELL[1])
+        _curve(pen, row, losses[name], number % _COLUMNS * _CELL[0], number // _COLUMNS * _CELL[1])
     sheet, drawn = Image.new("RGB", (width, height), _GROUND), pen.picture()
     sheet.paste(drawn, mask=drawn)
     return sheet
