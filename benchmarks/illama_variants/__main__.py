@@ -67,8 +67,8 @@ def _write(rows: Rows, options: argparse.Namespace) -> None:
         "command": f"python -m benchmarks.illama_variants {'--small' if options.small else given}",
         "data": "embedded photographs" if options.small else options.data_name,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread, shared with other work; "
-        f"torch {torch.__version__}",
+        "machine": f"{platform.processor() or platform.machine()}, shared with other work; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread",
         "same": SAME,
     }
     options.out.mkdir(parents=True, exist_ok=True)
