@@ -9,11 +9,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from benchmarks.claims.one_run import ROOT, lacuna
 from benchmarks.illama_variants.plans import SAME, VARIANTS, Variant
+from pretrain.data.evaluation_batches import evaluation_batches
+from pretrain.data.shards import open_shards
+from pretrain.engine.load import load_backbone
+from pretrain.objectives.supervised import soft_cross_entropy
 from pretrain.tracking.charts import Point
 from pretrain.tracking.cutoff import cutoff_step, jump_at, words
 from pretrain.tracking.run_data import RunData, load_run
+from pretrain.types import Labels
 
 _POINTS = 100  # of the curve that is kept
 
@@ -46,6 +53,7 @@ def measured(variant: Variant, run_dir: Path, max_images: int) -> dict[str, Any]
         "loss": {"first": loss[0][1], "last": fmean(last), "last_is_mean_of": len(last)},
         "jump": None if jump is None else {**dataclasses.asdict(jump), "share": jump.share, "clear": jump.is_clear},
         "said": None if jump is None else words(jump, (1.0, alpha[-1][1])),
+        "same_weights": None if cutoff is None else _at_once(run_dir, cutoff - 1, alpha[-1][1], max_images),
         "features": shown,
         "attention": [{"rank": fmean(block["rank"]), "mask_alone": block["mask_rank"]} for block in maps["blocks"]],
         "baselines": maps["baselines"],
@@ -65,6 +73,27 @@ def _evaluated(variant: Variant, run: RunData, max_images: int) -> tuple[dict[st
     scores = json.loads(shown.read_text())["results"].values()
     (maps,) = json.loads(ranks.read_text())["results"].values()
     return dict(zip(("trained", "untrained"), scores, strict=True)), maps
+
+
+def _at_once(run_dir: Path, step: int, end: float, max_images: int) -> list[dict[str, float]] | None:
+    """What a classifier makes of its training images with the weights of step, at alpha 1 and at end: the jump without
+    the noise of batches. None for other objectives, and where no checkpoint of that step is kept."""
+    if not any((run_dir / "ckpt").glob(f"{step:010d}-*")):
+        return None
+    loaded = load_backbone(run_dir, "model", step)
+    if loaded.objective is None:
+        return None
+    shards = open_shards(loaded.config.data.train)
+    batches = evaluation_batches(shards, loaded.config.data, batch_size=64, max_images=max_images)
+    found = []
+    for alpha in (1.0, end):
+        loaded.backbone.get_buffer("alpha").fill_(alpha)
+        scored = [(loaded.objective.classify(loaded.backbone, images), labels) for images, labels in batches]
+        scores, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        loss = soft_cross_entropy(scores, Labels.single(labels), smoothing=0.0).mean()
+        right = (scores.argmax(1) == labels).float().mean()
+        found.append({"alpha": alpha, "loss": float(loss), "right": float(right), "images": len(labels)})
+    return found
 
 
 def _means(points: Sequence[Point]) -> list[list[float]]:

@@ -30,7 +30,8 @@ def _supervised(title: str, steps: int, *settings: str, config: str = "illama") 
 VARIANTS = {
     "supervised": _supervised("supervised", 500, *_CUTOFF),
     "supervised_longer": _supervised(
-        "supervised, eight times as long", 4000, *_CUTOFF, "data.crop_scale=0.7,1", "objective.label_smoothing=0"
+        "supervised, eight times as long", 4000,
+        *_CUTOFF, "data.crop_scale=0.7,1", "objective.label_smoothing=0", "checkpoint.milestone_every=2000",
     ),
     "vit": _supervised("supervised ViT, no mask", 500, config="vit"),
     "A": Variant("A: mask tokens in place", "configs/illama_cifar_simmim.py", 400),

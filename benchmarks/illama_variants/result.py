@@ -23,7 +23,7 @@ def table(rows: Rows, facts: dict[str, Any]) -> str:
     lines = [f"# iLLaMA, every variant trained: {facts['data']}", "",
              "Losses are of different things and no comparison. In brackets: the untrained encoder.", "",
              *_rows(_HEAD, [_cells(row) for row in rows.values()]), "",
-             *(f"- **{row['title']}**: {row['said']}" for row in rows.values() if row["said"]), "",
+             *(f"- **{row['title']}**: {row['said']}{_at_once(row)}" for row in rows.values() if row["said"]), "",
              "Rank of the maps of attention, means over heads and images. In brackets: uniform attention under the "
              "block's own mask.", ""]  # fmt: skip
     most = max(len(row["attention"]) for row in rows.values())
@@ -68,6 +68,19 @@ def _score(features: dict[str, Any], key: str) -> str:
     if key not in features["trained"]:
         return ""
     return f"{100 * features['trained'][key]:.1f} ({100 * features['untrained'][key]:.1f})"
+
+
+def _at_once(row: dict[str, Any]) -> str:
+    """A sentence, where it was measured."""
+    if row["same_weights"] is None:
+        return ""
+    before, after = row["same_weights"]
+    return (
+        f" With the weights of the step before, {before['images']:,} training images have a loss of {before['loss']:.4f} "
+        f"at alpha {before['alpha']:g} and {after['loss']:.4f} at alpha {after['alpha']:g}, "
+        f"{100 * (after['loss'] / before['loss'] - 1):+.1f} %; {100 * before['right']:.1f} and "
+        f"{100 * after['right']:.1f} % of them are right."
+    )
 
 
 def _curve(pen: Pen, row: dict[str, Any], points: list[Point], left: int, top: int) -> None:
