@@ -19,6 +19,7 @@ from pretrain.engine.agree import gather_json
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
+from pretrain.evaluation.head import Head
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.step import Recipe, draw_mask
 from pretrain.tracking.alignment_picture import alignment_picture
@@ -98,6 +99,7 @@ class Observer:
             self._batches(self._sources.train),
             self._batches(val),
             cfg,
+            head=Head.of(model.objective, self._config.objective),
             device=engine.device,
             gather=interleave(engine.rank, engine.world, engine.all_reduce_host) if engine.world > 1 else None,
             is_main=engine.rank == 0,
