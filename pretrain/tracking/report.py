@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretrain.tracking.charts import Point, Series, chart, short, smooth
 from pretrain.tracking.live import duration
-from pretrain.tracking.report_pictures import alignment, attention, masks, reconstructions
+from pretrain.tracking.report_pictures import alignment, attention, heterogeneity, masks, predicts, reconstructions
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -21,6 +21,10 @@ _ABOUT_ATTENTION = (
 _ABOUT_ALIGNMENT = (
     "What the student's layers give to each level of the teacher. A level's adaptor takes up any scale, so rows are "
     "shares: their sizes sum to 1, and the colour is the sign."
+)
+_ABOUT_HETEROGENEITY = (
+    "What hidden tokens are like in the blocks that they go through: H high in early blocks and falling with depth is "
+    "what MTO-R is after. Positions alone make hidden tokens differ; rings are what is left without them."
 )
 _SCORES = (("knn", "kNN"), ("linear", "Linear probe"))
 
@@ -37,12 +41,13 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _page(run: RunData) -> str:
     sections = [
-        ("Reconstructions", _about_reconstructions(run), reconstructions(run)),
+        (*_about_pictures(run), reconstructions(run)),
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", _curves(run)),
         ("Frozen features", "What simple classifiers make of the encoder's features; step 0 is the untrained encoder.",
          _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
+        ("Hidden tokens", _ABOUT_HETEROGENEITY, heterogeneity(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
         ("History", "Every attempt at this run, and what became of it.", history(run)),
         ("Bad samples", "Images that could not be used: they kept their place and weighed nothing.", bad_samples(run)),
@@ -61,11 +66,14 @@ def _page(run: RunData) -> str:
     )
 
 
-def _about_reconstructions(run: RunData) -> str:
+def _about_pictures(run: RunData) -> tuple[str, str]:
+    """(title, lead) of the reconstructions, or of what there is in their place."""
+    if not predicts(run):
+        return "Images", "What the encoder sees, and all there is; validation images, where the run has any."
     words = "The same images at several steps, visible patches pasted in; validation images, where the run has any."
     if run.config.get("objective", {}).get("norm_pixels"):
         words += " The model predicts normalised pixels, so hidden patches are given their true mean and contrast back."
-    return words
+    return "Reconstructions", words
 
 
 def _header(run: RunData) -> str:
@@ -174,7 +182,27 @@ def _curves(run: RunData) -> str:
         percent = key in ("data_wait", "mfu")
         picture = chart(title, series, marks=run.resumes, percent=percent, log_y=wide, from_zero=not wide)
         cards.append(f'<div class="card"><h3>{title} <small>{note}</small></h3>{picture}</div>')
-    return f'<div class="charts">{"".join(cards)}</div>'
+    return f'<div class="charts">{"".join([*cards, *_hidden_tokens(run)])}</div>'
+
+
+def _hidden_tokens(run: RunData) -> list[str]:
+    """What inspections follow of hidden tokens."""
+    halves = [Series(f"{half} blocks", run.inspected(f"heterogeneity_{half}"), style, dots=True)
+              for half, style in (("early", "first"), ("late", "second"))]  # fmt: skip
+    norms = run.inspected("heterogeneity_token_norm")
+    if not norms:
+        return []
+    unlike = chart("Hidden tokens' H", halves, marks=run.resumes)
+    norm = chart("Norm of the mask token", [Series("norm", norms, dots=True)], marks=run.resumes)
+    return [
+        f'<div class="card"><h3>Hidden tokens\' H {_legend(halves)}</h3>{unlike}</div>',
+        f'<div class="card"><h3>Norm of the mask token</h3>{norm}</div>',
+    ]
+
+
+def _legend(series: list[Series]) -> str:
+    names = "".join(f'<span><i class="{s.style}"></i>{s.name}</span>' for s in series)
+    return f'<span class="legend">{names}</span>'
 
 
 def _loss_card(run: RunData, loss: list[Point]) -> str:
@@ -203,10 +231,9 @@ def _features(run: RunData) -> str:
     chance = run.evaluated("chance")
     cards = []
     if scores:
-        legend = "".join(f'<span><i class="{s.style}"></i>{s.name}</span>' for s in scores)
         picture = chart("Accuracy", scores, percent=True, marks=run.resumes,
                         levels=[("commonest class", chance[-1][1])] if chance else [])  # fmt: skip
-        cards.append(f'<div class="card"><h3>Accuracy <span class="legend">{legend}</span></h3>{picture}</div>')
+        cards.append(f'<div class="card"><h3>Accuracy {_legend(scores)}</h3>{picture}</div>')
     ranks = run.evaluated("effective_rank")
     if ranks:
         picture = chart("Effective rank", [Series("rank", ranks, dots=True)], marks=run.resumes)

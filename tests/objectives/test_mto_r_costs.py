@@ -124,6 +124,8 @@ def test_pictures_and_figures_can_be_had_with_it_and_without(config):
     assert found["off"]["bare"] == found["on"]["bare"]
     assert found["off"]["distance"][0] == pytest.approx(found["on"]["distance"][0], abs=1e-5)
     assert found["on"]["tokens"] == {"seen": VISIBLE + 1, "hidden": HIDDEN}
+    for values in found.values():  # what is followed as curves: H of the first and of the last of three blocks
+        assert [values["early"], values["late"]] == pytest.approx([1 - values["entropy"][i] for i in (0, -1)])
 
 
 def test_figures_are_those_of_the_blocks_own_input():
