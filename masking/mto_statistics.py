@@ -75,7 +75,7 @@ class _Statistics(torch.autograd.Function):
                 asking, asked = q[part, rows], k[part, keys]
                 share = repeat(grad[kind, images], "b -> (b h) 1 1", h=heads) / (heads * asking.shape[1])
                 ds = _STATISTICS[kind](_scores(asking, asked), ctx.num_seen, share)[1].to(q.dtype)
-                torch.bmm(ds, asked, out=dq[part, rows])
+                _put_product(ds, asked, dq[part, rows])
                 dk[part, keys].baddbmm_(ds.mT, asking, beta=int(kind == _ROW))
         dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         dqkv[:, :, 0] = rearrange(dq.mul_(q.shape[-1] ** -0.5), "(b h) l e -> b l h e", h=heads)
@@ -116,6 +116,14 @@ def _asked(num_seen: int, wanted: tuple[bool, bool]) -> list[tuple[int, tuple[sl
     seen, hidden = slice(0, num_seen), slice(num_seen, None)
     places = ((_MASS, (seen, slice(None))), (_ROW, (hidden, seen)))
     return [place for place, asked in zip(places, wanted, strict=True) if asked]
+
+
+def _put_product(left: Tensor, right: Tensor, place: Tensor) -> None:
+    """place (n, R, E), part of a larger tensor, becomes left (n, R, S) by right (n, S, E)."""
+    if torch.compiler.is_compiling():  # it knows no product into a part
+        place.copy_(torch.bmm(left, right))
+    else:
+        torch.bmm(left, right, out=place)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

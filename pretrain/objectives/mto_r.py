@@ -129,6 +129,8 @@ class MtoR(nn.Module):
         plans = config.plans(self.depth, ids.shape[1])
         if not (is_watched or any(any(plan) for plan in plans)):
             return None
+        if not isinstance(rng, Tensor) and not config.chooses:
+            rng = torch.zeros(mask.hidden.shape, device=ids.device)  # nothing is chosen by it
         if not isinstance(rng, Tensor):
             rng = rng or generator(0, "mto")
             rng = torch.rand(mask.hidden.shape, generator=rng, device=rng.device).to(ids.device)

@@ -222,3 +222,17 @@ def test_half_precision_is_as_good_as_its_inputs(dtype):
     for low, exact in zip(half, wide):
         assert low.dtype == torch.float32
         torch.testing.assert_close(low.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of itself
+def test_compiled_the_terms_are_one_graph_and_their_gradients_the_same():
+    def terms(qkv, z):
+        return torch.stack([*attention_statistics(qkv, SEEN, mass=True, row=True), self_entropy(z, SEEN, 0.1)])
+
+    inputs = projection().requires_grad_(), random(BATCH, LENGTH, 8, seed=1).requires_grad_()
+    found = []
+    for function in (terms, torch.compile(terms, backend="aot_eager", fullgraph=True)):
+        values = function(*inputs)
+        found.append([values, *torch.autograd.grad(values.sum(), inputs)])
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
