@@ -22,6 +22,7 @@ from benchmarks.claims.one_run import ROOT
 from benchmarks.illama_variants.one_run import measured, trained
 from benchmarks.illama_variants.plans import SAME, VARIANTS
 from benchmarks.illama_variants.result import Rows, picture, table
+from pretrain.data.embedded import PHOTOGRAPHS
 from pretrain.tracking.run_data import load_run
 
 _SMALL = ("data.train=embedded", "data.val=none")
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--train", help="labelled shards to train on")
     parser.add_argument("--val", help="labelled shards to be tested on")
+    parser.add_argument("--classes", type=int, default=10, help="that the labels tell apart")
     parser.add_argument("--data-name", default="photographs", help="what the results call them")
     parser.add_argument("--only", default=",".join(VARIANTS), help="comma-separated: some of the variants")
     parser.add_argument("--share", type=float, default=1.0, help="of every variant's steps")
@@ -48,9 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--train and --val are missing: give both, or --small")
     rows: Rows = {}
     data = _SMALL if options.small else (f"data.train={options.train}", f"data.val={options.val}")
+    classes = len(PHOTOGRAPHS) if options.small else options.classes
     share, images = (0.0, 200) if options.small else (options.share, options.max_images)
     for name in names:
-        run_dir = trained(name, _runs(options), share, data)
+        labels = (f"objective.num_classes={classes}",) if "head" in VARIANTS[name].methods else ()
+        run_dir = trained(name, _runs(options), share, (*data, *labels))
         rows[name] = measured(VARIANTS[name], run_dir, images)
         print(f"{rows[name]['title']}: {rows[name]['said'] or 'no soft mask'}", flush=True)
     _write(rows, options)

@@ -76,8 +76,8 @@ def _at_once(row: dict[str, Any]) -> str:
         return ""
     before, after = row["same_weights"]
     return (
-        f" With the weights of the step before, {before['images']:,} training images have a loss of {before['loss']:.4f} "
-        f"at alpha {before['alpha']:g} and {after['loss']:.4f} at alpha {after['alpha']:g}, "
+        f" With the weights of the step before, the loss of {before['images']:,} training images is "
+        f"{before['loss']:.4f} at alpha {before['alpha']:g} and {after['loss']:.4f} at alpha {after['alpha']:g}, "
         f"{100 * (after['loss'] / before['loss'] - 1):+.1f} %; {100 * before['right']:.1f} and "
         f"{100 * after['right']:.1f} % of them are right."
     )
