@@ -1,11 +1,13 @@
 """What an objective costs on a ViT-B/16, in turns with the others: `python benchmarks/objectives.py`.
 
-Each side is the objective and the hidden share of its config in configs/, on the encoder of the first; a turn is mask,
-forward and backward of one batch. Every round starts with another side, and a ratio is that of the medians over the
-rounds, by the clock and by the CPU time of the process, which a busy machine disturbs less. Beside it are arithmetic
-(`pretrain.flops`) and memory kept for backward.
+Each side is the objective and the mask of its config in configs/, on the encoder of the first, with MTO-R added where
+the name says so; MaskAlign's teacher is a ViT-B/16 of timm's with random weights, and part of its turn. A turn is mask,
+target, forward and backward of one batch. Every round starts with another side, and a ratio to another side is that of
+the medians over the rounds, by the clock and by the CPU time of the process, which a busy machine disturbs less. Beside
+it are arithmetic (`pretrain.flops`), what of the images/s that it predicts from the other side's was reached, and
+memory: kept for backward and, on a GPU, at the peak, gradients included and weights not.
 
-Writes benchmarks/results/objectives-DEVICE.json: about three minutes on one thread of a CPU."""
+Writes benchmarks/results/objectives-DEVICE.json: about ten minutes on one thread of a CPU."""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,13 +31,20 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from masking.mask import Mask  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from pretrain.config import Config, load_config  # noqa: E402
 from pretrain.flops import train_flops_per_image  # noqa: E402
 from pretrain.model import PretrainModel, build_model, grid_of  # noqa: E402
+from pretrain.step import Recipe, draw_mask, draw_noise  # noqa: E402
 
-CONFIGS = {"MAE": "mae_vitb16", "SimMIM": "simmim_vitb16"}  # the first is what the others are compared with
+_TEACHER = ("objective.teacher.weights=random", "objective.teacher.compile=false")
+SIDES: dict[str, tuple[str, tuple[str, ...], str]] = {  # config, settings, and what it is compared with
+    "MAE": ("mae_vitb16", (), "MAE"),
+    "SimMIM": ("simmim_vitb16", (), "MAE"),
+    "MTO-R on MAE": ("mae_vitb16", ("mto.rho0=1",), "MAE"),
+    "MTO-R on SimMIM": ("simmim_vitb16", ("mto.rho0=1",), "SimMIM"),
+    "MaskAlign": ("maskalign_vitb16", _TEACHER, "MAE"),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -45,16 +55,18 @@ class Side:
     name: str
     config: Config
     model: PretrainModel
+    forward: Callable[..., Any]  # the model, or what torch.compile makes of it
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     saved_mb: float = 0.0  # kept for backward, an image
+    peak_mb: float | None = None  # of device memory above the weights, an image
 
     def run(self, images: Tensor, number: int) -> None:
-        """Mask, forward and backward of images (B, C, H, W) uint8."""
-        grid, rng = grid_of(self.config), generator(0, "mask", number, device=images.device)
-        scores = torch.rand(len(images), grid.num_patches, generator=rng, device=images.device)
-        mask = Mask.cut(scores, self.config.mask.ratio.num_visible(grid, generator(0, "ratio")))
-        losses, _ = self.model(images, mask, self.model.objective.target(images))
+        """Mask, target, forward and backward of images (B, C, H, W) uint8."""
+        recipe = Recipe(self.config.mask, grid_of(self.config), 0, 1.0, self.config.chooses)
+        rows, target = torch.arange(len(images)), self.model.objective.target(images)
+        mask = draw_mask(recipe, rows, number, images, target)
+        losses, _ = self.forward(images, mask, target, draw_noise(rows, recipe, number, images.device))
         for parameter in self.model.parameters():
             parameter.grad = None
         torch.stack([values.mean() for values in losses.values()]).sum().backward()
@@ -68,6 +80,9 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU operation")
     parser.add_argument("--rounds", type=int, default=None, help="turns of a side (default 5 on a CPU, 30 on a GPU)")
+    parser.add_argument("--compile", action="store_true", help="as a run on a GPU does by default")
+    parser.add_argument("--only", nargs="+", default=list(SIDES), choices=list(SIDES), help="sides (default all)")
+    parser.add_argument("--out", type=Path, help="where to write instead of benchmarks/results")
     parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
     options = parser.parse_args()
     gpu = options.device != "cpu"
@@ -78,10 +93,11 @@ def main() -> int:
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if gpu else _processor(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "compiled": options.compile,
         "runs": [measure(options, precision) for precision in options.precision],
     }
     if not options.no_write:
-        path = ROOT / "benchmarks" / "results" / f"objectives-{'cuda' if gpu else 'cpu'}.json"
+        path = options.out or ROOT / "benchmarks" / "results" / f"objectives-{'gpu' if gpu else 'cpu'}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
@@ -90,7 +106,7 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
     """All sides in one precision: printed, and returned as data."""
     images = torch.randint(0, 256, (options.batch, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "images"))
     images = images.to(options.device)
-    sides = _sides(options.device, DTYPES[precision])
+    sides = _sides(options, DTYPES[precision])
     for side in sides:
         _warm_up(side, images)
     for number in range(1, options.rounds + 1):
@@ -98,22 +114,31 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
         for side in sides[first:] + sides[:first]:
             _time(side, images, number)
     record = {"precision": precision, "batch": options.batch, "threads": options.threads, "rounds": options.rounds}
-    record["sides"] = [_row(side, sides[0], options.batch) for side in sides]
+    named = {side.name: side for side in sides}
+    record["sides"] = [_row(side, named.get(SIDES[side.name][2], sides[0]), options.batch) for side in sides]
     print(f"ViT-B/16 at 224, batch {options.batch}, {precision}, {options.threads} threads, {options.rounds} rounds")
     for row in record["sides"]:
+        peak = "" if row["peak_mb_per_image"] is None else f" ({row['peak_mb_per_image']:.0f} at the peak)"
         print(
-            f"  {row['side']:>8}: {row['images_per_s']:.2f} images/s, {row['gflop_per_image']:.1f} GFLOP and "
-            f"{row['saved_for_backward_mb_per_image']:.0f} MB an image; against {sides[0].name}: time "
-            f"{row['wall_ratio']:.2f}, CPU time {row['cpu_ratio']:.2f}, arithmetic {row['flop_ratio']:.2f}"
-        )
+            f"  {row['side']:>15}: {row['images_per_s']:.2f} images/s, {row['gflop_per_image']:.1f} GFLOP and "
+            f"{row['saved_for_backward_mb_per_image']:.0f} MB{peak} an image; against {row['against']}: time "
+            f"{row['wall_ratio']:.3f}, CPU time {row['cpu_ratio']:.3f}, arithmetic {row['flop_ratio']:.3f} (reached "
+            f"{row['share_of_predicted']:.3f}), memory {row['memory_ratio']:.3f}", flush=True,
+        )  # fmt: skip
     return record
 
 
-def _sides(device: str, dtype: torch.dtype) -> list[Side]:
-    configs = {name: load_config(ROOT / "configs" / f"{file}.py") for name, file in CONFIGS.items()}
-    encoder = next(iter(configs.values())).backbone
-    configs = {name: dataclasses.replace(config, backbone=encoder) for name, config in configs.items()}
-    return [Side(name, config, build_model(config).to(device, dtype)) for name, config in configs.items()]
+def _sides(options: argparse.Namespace, dtype: torch.dtype) -> list[Side]:
+    found = []
+    for name in options.only:
+        file, settings, _ = SIDES[name]
+        config = load_config(ROOT / "configs" / f"{file}.py", settings)
+        config = dataclasses.replace(config, backbone=load_config(ROOT / "configs" / "mae_vitb16.py").backbone)
+        model = build_model(config).to(options.device, dtype)
+        model.at_step(1, 2, 1.0)  # half-way: MTO-R's losses have their full weights
+        forward = torch.compile(model) if options.compile else model
+        found.append(Side(name, config, model, forward))
+    return found
 
 
 def _warm_up(side: Side, images: Tensor) -> None:
@@ -130,6 +155,13 @@ def _warm_up(side: Side, images: Tensor) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         side.run(images, 0)
     side.saved_mb = sum(saved.values()) / len(images) / 1e6
+    if images.is_cuda:
+        for parameter in side.model.parameters():
+            parameter.grad = None
+        rest = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        side.run(images, 0)
+        side.peak_mb = (torch.cuda.max_memory_allocated() - rest) / len(images) / 1e6
 
 
 def _time(side: Side, images: Tensor, number: int) -> None:
@@ -146,18 +178,28 @@ def _wait(images: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _row(side: Side, first: Side, batch: int) -> dict[str, Any]:
+def _row(side: Side, other: Side, batch: int) -> dict[str, Any]:
     flops = train_flops_per_image(side.config)
+    flop_ratio = flops / train_flops_per_image(other.config)
+    wall, cpu = (statistics.median(mine) / statistics.median(theirs)
+                 for mine, theirs in ((side.wall, other.wall), (side.cpu, other.cpu)))  # fmt: skip
+    on_gpu = side.peak_mb is not None and other.peak_mb is not None
     return {
         "side": side.name,
-        "config": f"configs/{CONFIGS[side.name]}.py",
+        "config": f"configs/{SIDES[side.name][0]}.py",
+        "settings": list(SIDES[side.name][1]),
+        "against": other.name,
         "images_per_s": batch / statistics.median(side.wall),
         "gflop_per_image": flops / 1e9,
         "saved_for_backward_mb_per_image": side.saved_mb,
-        "wall_ratio": statistics.median(side.wall) / statistics.median(first.wall),
-        "cpu_ratio": statistics.median(side.cpu) / statistics.median(first.cpu),
-        "flop_ratio": flops / train_flops_per_image(first.config),
+        "peak_mb_per_image": side.peak_mb,
+        "wall_ratio": wall,
+        "cpu_ratio": cpu,
+        "flop_ratio": flop_ratio,
+        "share_of_predicted": flop_ratio / (wall if on_gpu else cpu),
+        "memory_ratio": side.peak_mb / other.peak_mb if on_gpu else side.saved_mb / other.saved_mb,
         "wall_s": side.wall,
+        "cpu_s": side.cpu,
     }
 
 

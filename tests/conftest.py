@@ -1,6 +1,7 @@
 """What every test stands on: one thread, no network, no trace of the launcher that may have started pytest."""
 
 import os
+import sys
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"  # two cores are shared by the ranks and workers that tests start; sums keep one order
@@ -30,6 +31,20 @@ settings.load_profile("lacuna")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--at-once", action="store_true", help="print failures when they happen, not after the last test")
+
+
+class _AtOnce:
+    """A run that somebody's clock may end has then said what it knew."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(f"\nFAILED {report.nodeid}\n{report.longreprtext}", file=sys.__stdout__, flush=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--at-once"):
+        config.pluginmanager.register(_AtOnce())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,4 +15,5 @@ CLAIM = Claim(
         "purple": Arm(("mask.color=purple",)),
         "red": Arm(("mask.color=red",)),
     },
+    small=("objective.decoder_width=32", "objective.decoder_depth=1"),
 )

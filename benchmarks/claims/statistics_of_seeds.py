@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Sequence
 
 Curve = Sequence[tuple[float, float]]  # (step, score), steps ascending
+Interval = dict[str, float | None]  # mean, plus_minus
 
 # 97.5 % quantile of Student's t by degrees of freedom; beyond the table the last one, which is too wide
 _STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def interval(values: Sequence[float]) -> dict[str, float | None]:
+def interval(values: Sequence[float]) -> Interval:
     """Mean, and half the width of its 95 % interval: None for a single value, which has no spread to judge by."""
     if len(values) < 2:
         return {"mean": values[0], "plus_minus": None}
@@ -21,7 +22,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "plus_minus": half}
 
 
-def verdict(difference: dict[str, float | None]) -> str:
+def verdict(difference: Interval) -> str:
     """What an interval of differences shows, in words."""
     mean, half = difference["mean"], difference["plus_minus"]
     if half is None:
@@ -52,6 +53,16 @@ def steps_to(curve: Curve, target: float) -> float | None:
             return previous[0] + (step - previous[0]) * (target - previous[1]) / (score - previous[1])
         previous = (step, score)
     return None
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Correlation of ranks, equal values sharing the mean of theirs. None where one side is the same everywhere."""
+    first, second = (_ranks(side) for side in zip(*pairs))
+    return statistics.correlation(first, second) if len(set(first)) > 1 and len(set(second)) > 1 else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
 
 
 def _area(points: Curve) -> float:

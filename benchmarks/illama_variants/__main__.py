@@ -66,7 +66,7 @@ def _runs(options: argparse.Namespace) -> Path:
 
 
 def _write(rows: Rows, options: argparse.Namespace) -> None:
-    given = f"--train TRAIN --val VAL --data-name {options.data_name} --share {options.share:g}"
+    given = f"--train TRAIN --val VAL --data-name '{options.data_name}' --share {options.share:g}"
     facts = {
         "command": f"python -m benchmarks.illama_variants {'--small' if options.small else given}",
         "data": "embedded photographs" if options.small else options.data_name,

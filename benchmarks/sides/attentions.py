@@ -17,16 +17,25 @@ Side = Callable[[Tensor, Weighting], Tensor]  # qkv (B, L, 3, H, E) -> (B, L, H,
 
 
 def eager(qkv: Tensor, weighting: Weighting) -> Tensor:
-    """Scores, softmax and product with the mask as matrices, one after the other, as iLLaMA was published."""
+    """Scores, softmax and product with the mask as matrices, one after the other, all in the type of qkv."""
+    return _eager(qkv, weighting, qkv.dtype)
+
+
+def published(qkv: Tensor, weighting: Weighting) -> Tensor:
+    """The same as autocast runs it where iLLaMA is trained: softmax and the product with the mask in float32."""
+    return _eager(qkv, weighting, torch.promote_types(qkv.dtype, torch.float32))
+
+
+def _eager(qkv: Tensor, weighting: Weighting, dtype: torch.dtype) -> Tensor:
     q, k, v = rearrange(qkv, "b l three h e -> three b h l e")
     bias, gate = dense(weighting, q.shape[2], k.shape[2], q)
     scores = q @ k.mT * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + rearrange(bias, "b l s -> b 1 l s").to(q.dtype)
-    weights = scores.softmax(dim=-1)
+    weights = scores.softmax(dim=-1, dtype=dtype)
     if gate is not None:
-        weights = weights * rearrange(gate, "b l s -> b 1 l s").to(q.dtype)
-    return rearrange(weights @ v, "b h l e -> b l h e")
+        weights = weights * rearrange(gate, "b l s -> b 1 l s").to(dtype)
+    return rearrange(weights.to(q.dtype) @ v, "b h l e -> b l h e")
 
 
 def plain_sdpa(qkv: Tensor, _: Weighting) -> Tensor:
@@ -85,4 +94,5 @@ def one_backend(backend: SDPBackend) -> Side:
     return side
 
 
+torch._dynamo.config.recompile_limit = 64  # one for every size and member
 _flex = torch.compile(flex_attention, dynamic=False)

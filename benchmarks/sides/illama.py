@@ -27,14 +27,15 @@ class Side:
     model: nn.Module
     loss: Callable[[int], Tensor]  # number of the step -> ()
     set_alpha: Callable[[float], object]
+    compiled: Callable[[int], Tensor] | None = None  # the loss as torch.compile makes it, where it is to be timed
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def step(self, number: int) -> Tensor:
-        """Forward and backward; the loss, ()."""
+    def step(self, number: int, eager: bool = False) -> Tensor:
+        """Forward and backward, compiled where it can be unless `eager`; the loss, ()."""
         for parameter in self.model.parameters():
             parameter.grad = None
-        loss = self.loss(number)
+        loss = self.loss(number) if eager or self.compiled is None else self.compiled(number)
         loss.backward()
         return loss.detach()
 

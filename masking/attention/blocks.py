@@ -1,12 +1,14 @@
-"""Block sizes, warps and pipeline depth of the kernels: data in blocks.json, chosen ahead of time, never while
-training.
+"""Block sizes, warps and pipeline depth of the kernels, and what every branch took on GPUs that were measured: data in
+blocks.json, made ahead of time, never while training.
 
-Every row was compiled for its GPU without spilling registers, for every member of the family; triton_ahead.py checks
-that, and writes the most registers and shared memory that any of them needs."""
+Every row of blocks was compiled for its GPU without spilling registers, for every member of the family; triton_ahead.py
+checks that, and writes the most registers and shared memory that any of them needs. Rows of measurements are those of
+benchmarks/attention.py."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +27,21 @@ class Block(NamedTuple):
     stages: int
 
 
+class Measured(NamedTuple):
+    """What the branches took for one member of the family."""
+
+    ms: dict[str, float]  # milliseconds of forward and backward, by branch
+    source: str  # which measurement that is, in words
+
+
 def pick(kernel: str, arch: str, tables: bool, head_dim: int, num_queries: int, num_keys: int) -> Block:
     """The blocks of "forward", "query", "key" or "small" on one of ARCHES, with tables of classes or without, no larger
     than the problem. Raises ValueError for a head dimension without a row."""
-    wanted = (kernel, arch, tables, columns(head_dim))
-    for row in _TABLE["kernels"]:
-        if (row["kernel"], row["arch"], row["tables"], row["head_dim"]) == wanted:
-            fitting = (min(row["queries"], power_of_2(num_queries)), min(row["keys"], power_of_2(num_keys)))
-            return Block(*fitting, row["warps"], row["stages"])
-    raise ValueError(f"the attention kernels have no blocks for heads of {head_dim}, but up to {max(head_dims())}")
+    found = _BLOCKS.get((kernel, arch, tables, columns(head_dim)))
+    if found is None:
+        raise ValueError(f"the attention kernels have no blocks for heads of {head_dim}, but up to {max(HEAD_DIMS)}")
+    fitting = (min(found.queries, power_of_2(num_queries)), min(found.keys, power_of_2(num_keys)))
+    return found._replace(queries=fitting[0], keys=fitting[1])
 
 
 def arch_of(capability: tuple[int, int]) -> str:
@@ -52,11 +60,6 @@ def tail(size: int, block: int) -> tuple[bool, int]:
     return rest > 0, 0
 
 
-def head_dims() -> list[int]:
-    """Head dimensions that have rows."""
-    return sorted({row["head_dim"] for row in _TABLE["kernels"]})
-
-
 def columns(head_dim: int) -> int:
     """Columns a block gives a head: the power of two it rounds up to, 32 at least."""
     return max(32, power_of_2(head_dim))
@@ -67,14 +70,22 @@ def power_of_2(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def measured(gpu: str, member: str, head_dim: int, num_queries: int, num_keys: int) -> float | None:
-    """How many times as fast as torch's best fused attention the kernels ran, forward and backward, on this GPU; None
-    where nobody measured."""
-    size = [head_dim, num_queries, num_keys]
-    for row in _TABLE["measured"]:
-        if (row["gpu"], row["member"], row["size"]) == (gpu, member, size):
-            return float(row["ratio"])
-    return None
+def measured(gpu: str, capability: str, member: str, head_dim: int, num_queries: int, num_keys: int) -> Measured | None:
+    """What was measured of this member and heads of this width (rounded up as `columns` does) on this GPU, else on one
+    of the same compute capability: at the nearest size, if queries and keys are within a factor of two. None where
+    nobody measured."""
+    best, distance = None, math.inf
+    for row in _MEASURED.get((capability, member, columns(head_dim)), ()):
+        _, queries, keys = row["size"]
+        factors = [max(one, two) / min(one, two) for one, two in ((queries, num_queries), (keys, num_keys))]
+        away = math.log(factors[0]) + math.log(factors[1]) + (0 if row["gpu"] == gpu else _OTHER_GPU)
+        if max(factors) <= _NEAR and away < distance:
+            best, distance = row, away
+    if best is None:
+        return None
+    width, queries, keys = best["size"]
+    size = f"{queries} queries, {keys} keys and heads of {width}"
+    return Measured(best["ms"], f"{best['source']}, an {best['gpu']} at {size}")
 
 
 def write(kernels: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
@@ -85,4 +96,12 @@ def write(kernels: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None
     PATH.write_text(f"{{\n{body}\n}}\n")
 
 
+_NEAR = 2.0
+_OTHER_GPU = 2.0  # the same GPU's rows come first: more than two factors of _NEAR
 _TABLE: dict[str, Any] = json.loads(PATH.read_text())
+_BLOCKS = {(row["kernel"], row["arch"], row["tables"], row["head_dim"]): Block(*(row[name] for name in Block._fields))
+           for row in _TABLE["kernels"]}  # fmt: skip
+HEAD_DIMS = tuple(sorted({row["head_dim"] for row in _TABLE["kernels"]}))  # that have rows
+_MEASURED: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+for _row in _TABLE["measured"]:
+    _MEASURED.setdefault((_row["capability"], _row["member"], columns(_row["size"][0])), []).append(_row)

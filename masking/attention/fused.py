@@ -1,5 +1,8 @@
-"""The Triton kernels as one operator of torch, `lacuna::fused_attention`: opaque to torch.compile, with shapes for
-tracing and its own backward. Triton is imported when the kernels first run."""
+"""The Triton kernels as a function of autograd's, and as one operator of torch, `lacuna::fused_attention`, for whoever
+traces: opaque to torch.compile, with shapes and its own backward. Both run the same kernels. An operator written in
+Python costs each forward and backward several tenths of a millisecond on the way, which eager calls need not pay.
+
+Triton is imported when the kernels first run."""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from masking.attention.packing import split
 from masking.attention.weighting import Weighting
@@ -16,10 +20,59 @@ from masking.attention.weighting import Weighting
 def fused_attention(parts: list[Tensor], num_queries: int, weighting: Weighting) -> Tensor:
     """parts as in packing.py: (B, num_queries, H, E), with gradients to parts and to the weighting's tensors."""
     w = weighting
+    if not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
+        settings = (num_queries, w.offset, w.causal, w.see_self)
+        ids = (w.query_classes, w.key_classes, w.query_lengths, w.key_lengths)
+        out: Tensor = FusedAttention.apply(settings, ids, w.alpha, w.before, w.after, w.key_bias, *parts)  # type: ignore[no-untyped-call]
+        return out
     return torch.ops.lacuna.fused_attention(
         parts, num_queries, w.alpha, w.before, w.after, w.key_bias, w.query_classes, w.key_classes, w.query_lengths,
         w.key_lengths, w.offset, w.causal, w.see_self,
     )[0]  # fmt: skip
+
+
+class FusedAttention(torch.autograd.Function):
+    """(Number of queries, offset, causal, see_self), (classes and lengths of queries and keys), alpha, before, after,
+    key_bias, parts as in packing.py -> (B, L, H, E)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: tuple[int, int, bool, bool], ids: tuple[Tensor | None, ...], alpha: Tensor | None,
+        before: Tensor | None, after: Tensor | None, key_bias: Tensor | None, *parts: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The output; kept are it, L, and what was given."""
+        from masking.attention import triton_launch
+
+        weighting = _weighting(settings, ids, (alpha, before, after, key_bias))
+        out, lse = triton_launch.forward(parts, settings[0], weighting)
+        ctx.save_for_backward(out, lse, alpha, before, after, key_bias, *ids, *parts)
+        ctx.settings = settings
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the parts, and of the weighting's tensors that have one."""
+        from masking.attention import triton_launch
+
+        out, lse, *saved = ctx.saved_tensors
+        learned, ids, parts = saved[:4], saved[4:8], saved[8:]
+        asked = ctx.needs_input_grad[2:6]
+        needs = triton_launch.Needs(asked[0], asked[1] or asked[2], asked[3])
+        weighting = _weighting(ctx.settings, ids, learned)
+        grads = triton_launch.backward(grad, out, lse, parts, ctx.settings[0], weighting, needs)
+        small = [found.to(given.dtype) if wanted else None
+                 for found, given, wanted in zip(grads[len(parts) :], learned, asked, strict=True)]  # fmt: skip
+        return None, None, *small, *grads[: len(parts)]
+
+
+def _weighting(
+    settings: tuple[int, int, bool, bool], ids: Sequence[Tensor | None], learned: Sequence[Tensor | None]
+) -> Weighting:
+    _, offset, causal, see_self = settings
+    (alpha, before, after, key_bias), (query_classes, key_classes, query_lengths, key_lengths) = learned, ids
+    return Weighting(alpha, causal, offset, key_lengths, query_lengths, key_bias, query_classes, key_classes, before,
+                     after, see_self)  # fmt: skip
 
 
 @torch.library.custom_op("lacuna::fused_attention", mutates_args=())
@@ -31,9 +84,8 @@ def _forward(
     """The output, and L (B, H, num_queries) float32 in units of log 2."""
     from masking.attention import triton_launch
 
-    weighting = Weighting(alpha, causal, offset, key_lengths, query_lengths, key_bias, query_classes, key_classes,
-    before,
-                          after, see_self)  # fmt: skip
+    settings, ids = (num_queries, offset, causal, see_self), (query_classes, key_classes, query_lengths, key_lengths)
+    weighting = _weighting(settings, ids, (alpha, before, after, key_bias))
     return triton_launch.forward(parts, num_queries, weighting)
 
 
@@ -53,9 +105,8 @@ def _backward(
     """Gradients of parts, then of alpha, before, after and key_bias: empty where not needed."""
     from masking.attention import triton_launch
 
-    weighting = Weighting(alpha, causal, offset, key_lengths, query_lengths, key_bias, query_classes, key_classes,
-    before,
-                          after, see_self)  # fmt: skip
+    settings, ids = (num_queries, offset, causal, see_self), (query_classes, key_classes, query_lengths, key_lengths)
+    weighting = _weighting(settings, ids, (alpha, before, after, key_bias))
     needs = triton_launch.Needs(needs_alpha, needs_tables, needs_bias)
     return triton_launch.backward(grad, out, lse, parts, num_queries, weighting, needs)
 

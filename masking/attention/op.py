@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -41,12 +42,13 @@ _HAS_TRITON = find_spec("triton") is not None
 _FEW_KEYS = 128  # of 50, 65, 197 and 257 measured, the first two and the last two fall on either side
 _USUAL = Shape(64, 197, 197)
 _forced: list[str] = []
+_known = cache(blocks.measured)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> Tensor:
     """softmax(q k^T / sqrt(E)) v under a weighting. q is (B, H, L, E), k and v are (B, H, S, E), one float dtype;
     (B, H, L, E)."""
-    branch = _choose(q.transpose(1, 2), k.transpose(1, 2), weighting)
+    branch = _choose(q, q.shape[0], Shape(q.shape[3], q.shape[2], k.shape[2]), weighting)
     if weighting.is_plain() and branch != "triton":
         return _BRANCHES[branch](q, k, v)
     parts = [rearrange(x, "b h l e -> b l h e") for x in (q, k, v)]
@@ -56,9 +58,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, weighting: Weighting = PLAIN) -> 
 def self_attention(qkv: Tensor, num_queries: int | None = None, weighting: Weighting = PLAIN) -> Tensor:
     """Attention of a projection qkv (B, L, 3, H, E) to itself: (B, L, H, E), or (B, num_queries, H, E) where only the
     last so many rows ask; the weighting's offset is then theirs to set."""
-    num_queries = qkv.shape[1] if num_queries is None else num_queries
-    queries, keys, _ = split([qkv], num_queries)
-    branch = _choose(queries, keys, weighting)
+    batch, length, _, _, width = qkv.shape
+    num_queries = length if num_queries is None else num_queries
+    branch = _choose(qkv, batch, Shape(width, num_queries, length), weighting)
     if not weighting.is_plain() or branch == "triton":
         return _weighted(branch, [qkv], num_queries, weighting)
     if branch == "matmul":
@@ -73,7 +75,7 @@ def self_attention(qkv: Tensor, num_queries: int | None = None, weighting: Weigh
 def cross_attention(q: Tensor, kv: Tensor, weighting: Weighting = PLAIN) -> Tensor:
     """Attention of queries q (B, L, H, E) to packed keys and values kv (B, S, 2, H, E), one float dtype: (B, L, H,
     E)."""
-    branch = _choose(q, kv[:, :, 0], weighting)
+    branch = _choose(q, q.shape[0], Shape(q.shape[3], q.shape[1], kv.shape[1]), weighting)
     if not weighting.is_plain() or branch == "triton":
         return _weighted(branch, [q, kv], q.shape[1], weighting)
     if branch == "matmul":
@@ -109,11 +111,11 @@ def forced(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def _choose(q: Tensor, k: Tensor, weighting: Weighting) -> str:
-    """The branch for q (B, L, H, E) and k (B, S, H, E), after a look at whether the weighting fits them."""
+def _choose(like: Tensor, batch: int, shape: Shape, weighting: Weighting) -> str:
+    """The branch for so many images like this tensor, after a look at whether the weighting fits them."""
     if weighting is not PLAIN:
-        weighting.check(q.shape[0], q.shape[1], k.shape[1])
-    return choose(q.device.type, q.dtype, weighting, Shape(q.shape[3], q.shape[1], k.shape[1])).name
+        weighting.check(batch, shape.num_queries, shape.num_keys)
+    return choose(like.device.type, like.dtype, weighting, shape).name
 
 
 def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:
@@ -121,6 +123,8 @@ def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branc
         return Branch("matmul", "torch's fused attention has nothing to multiply after the softmax")
     if weighting.learns_bias():
         return Branch("matmul", "torch's fused attention for CPUs has no gradient for a bias")
+    if dtype == torch.bfloat16 and not _has_avx512():
+        return Branch("sdpa", "without AVX-512 batched products of bf16 are slower still than torch's fused attention")
     padded = weighting.key_lengths is not None or weighting.query_lengths is not None
     if padded and shape.num_keys < _FEW_KEYS:
         return Branch("matmul", "with few keys, clearing the padding costs torch's fused attention more than it gains")
@@ -130,17 +134,19 @@ def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branc
 
 
 def _choose_cuda(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branch:
+    """The fastest branch that computes this weighting, where a GPU like this one was measured; else by rule."""
     lacks = _triton_lacks(dtype, shape.head_dim)
-    ratio = blocks.measured(_gpu(), weighting.describe(), *shape)
-    if lacks is None and ratio is not None and ratio >= 1 and not weighting.is_gated():
-        return Branch("triton", f"measured {ratio:.2f} times as fast as torch's fused attention on this GPU")
     alone = weighting.is_gated() or weighting.learns_bias()  # nothing fused in torch computes these
-    if lacks is None and (alone or (weighting.before is not None and ratio is None)):
+    able = ["matmul", *([] if alone else ["sdpa"]), *(["triton"] if lacks is None else [])]
+    fastest = _fastest_measured(weighting.describe(), tuple(able), *shape)
+    if fastest is not None:
+        name, reason = fastest
+        return Branch(name, f"{reason} (Triton's kernels: {lacks})" if lacks else reason)
+    if lacks is None and (alone or weighting.before is not None):
         return Branch("triton", "no fused attention of torch computes this without a matrix of L x S in memory")
     if alone:
         return Branch("matmul", f"no fused attention of torch computes this; Triton's kernels: {lacks}")
-    slower = "not measured on this GPU" if ratio is None else f"measured at {ratio:.2f} of its speed"
-    return Branch("sdpa", f"torch's attention is fused; Triton's kernels: {lacks or slower}")
+    return Branch("sdpa", f"torch's attention is fused; Triton's kernels: {lacks or 'not measured on this GPU'}")
 
 
 def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
@@ -149,9 +155,14 @@ def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
         return "Triton is not installed"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"they are for bfloat16 and float16, not {dtype}"
-    if blocks.columns(head_dim) not in blocks.head_dims():
+    if blocks.columns(head_dim) not in blocks.HEAD_DIMS:
         return f"they have no blocks for heads of {head_dim}"
     return "the GPU is older than the A100" if _is_old() else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -160,8 +171,25 @@ def _is_old() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+def _fastest_measured(
+    member: str, able: tuple[str, ...], head_dim: int, num_queries: int, num_keys: int
+) -> tuple[str, str] | None:
+    """The fastest of the branches that are able to, and in words what was measured; None where nobody measured."""
+    known = _known(*_gpu(), member, head_dim, num_queries, num_keys)
+    ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
+    if known is None or not ms:
+        return None
+    best = min(ms, key=ms.__getitem__)
+    others = ", ".join(f"{branch} {ms[branch]:.2f}" for branch in ms if branch != best)
+    return best, f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}"
+
+
+@cache
+def _gpu() -> tuple[str, str]:
+    """Name and compute capability, as blocks.json has them."""
+    if not torch.cuda.is_available():
+        return "none", "none"
+    return torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def _weighted(branch: str, parts: list[Tensor], num_queries: int, weighting: Weighting) -> Tensor:

@@ -15,7 +15,7 @@ def split(parts: Sequence[Tensor], num_queries: int) -> tuple[Tensor, Tensor, Te
     """Views q (B, num_queries, H, E), k and v (B, S, H, E); of a tensor that holds all three the last queries ask."""
     if len(parts) == 1:
         q, k, v = parts[0].unbind(2)
-        return q[:, q.shape[1] - num_queries :], k, v
+        return q if num_queries == q.shape[1] else q[:, q.shape[1] - num_queries :], k, v
     if len(parts) == 2:
         return parts[0], *parts[1].unbind(2)  # type: ignore[return-value]
     q, k, v = parts
@@ -26,6 +26,6 @@ def gradients(parts: Sequence[Tensor], num_queries: int) -> tuple[list[Tensor], 
     """New tensors like parts, and their views as `split` gives them, to be filled; queries that do not ask get
     zeros."""
     grads = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
-    if len(parts) == 1:
+    if len(parts) == 1 and num_queries < parts[0].shape[1]:
         grads[0][:, : parts[0].shape[1] - num_queries, 0] = 0
     return grads, split(grads, num_queries)

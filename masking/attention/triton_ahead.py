@@ -44,11 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed, worst = 0, dict[tuple[str, str, bool, int], dict[str, int]]()
     for name, values in cases(options.quick):
         for target in [options.target] if options.target else TARGETS:
-            report = {**values["case"], "kernel": name, "target": target, **compiled(name, values["arguments"], target)}
+            made = compiled(name, values["tensors"], values["numbers"], target)
+            report = {**values["case"], "kernel": name, "target": target, **made}
             wrong = faults(report)
             failed += bool(wrong)
             print(json.dumps({**report, "wrong": wrong}), flush=True)
-            key = (name, target, values["arguments"]["NUM_CLASSES"] > 0, blocks.columns(report["head_dim"]))
+            key = (name, target, values["numbers"]["NUM_CLASSES"] > 0, blocks.columns(report["head_dim"]))
             worst[key] = _worse(worst.get(key), report)
     if options.write:
         _write(worst)
@@ -63,16 +64,17 @@ def cases(quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         few = 2 if quick else 3 if dtype == torch.float16 else None
         for weighting, needs in _members(length)[:few]:
             case = {"head_dim": head_dim, "length": length, "dtype": _ELEMENTS[dtype], "member": weighting.describe()}
-            for name, arguments in _calls(head_dim, length, dtype, weighting, needs):
-                key = (name, dtype, str(_constants(name, arguments)))
+            for name, tensors, numbers in _calls(head_dim, length, dtype, weighting, needs):
+                key = (name, dtype, str(_constants(name, tensors, numbers)))
                 if key not in seen:
                     seen.add(key)
-                    yield name, {"arguments": arguments, "case": case}
+                    yield name, {"tensors": tensors, "numbers": numbers, "case": case}
 
 
-def compiled(name: str, arguments: dict[str, Any], target: str) -> dict[str, Any]:
+def compiled(name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], target: str) -> dict[str, Any]:
     """What the compiler makes of one kernel: registers a thread, bytes spilled, shared memory, matrix instructions."""
-    own, block = triton_launch.sized(name, arguments, target)
+    block = triton_launch.block_of(name, numbers, target)
+    own, _ = triton_launch.sized(name, tensors, numbers, block)
     kernel = triton_launch.KERNELS[name]
     signature, constants, attributes = {}, {}, {}
     for place, (argument, value) in enumerate(own.items()):
@@ -126,20 +128,21 @@ def _empty(dtype: torch.dtype, *shape: int) -> Tensor:
 
 def _calls(
     head_dim: int, length: int, dtype: torch.dtype, weighting: Weighting, needs: triton_launch.Needs
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
     """The kernels of one forward and backward of a packed projection (2, length, 3, 12, head_dim), and their
     arguments."""
     qkv = torch.empty(2, length, 3, 12, head_dim, dtype=dtype, device="meta")
-    forward = triton_launch.forward_arguments([qkv], length, weighting)
-    yield "forward", forward
-    out, lse = forward["out"], forward["lse"]
-    _, backward = triton_launch.backward_arguments(out, out, lse, [qkv], length, weighting, needs)
+    tensors, fixed = triton_launch.forward_call([qkv], length, weighting)
+    yield "forward", tensors, fixed.numbers
+    out, lse = tensors["out"], tensors["lse"]
+    _, tensors, fixed = triton_launch.backward_call(out, out, lse, [qkv], length, weighting, needs)
     for name in triton_launch.backward_kernels(length, length):
-        yield name, backward
+        yield name, tensors, fixed.numbers
 
 
-def _constants(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    own, block = triton_launch.sized(name, arguments, blocks.ARCHES[0])
+def _constants(name: str, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    block = triton_launch.block_of(name, numbers, blocks.ARCHES[0])
+    own, _ = triton_launch.sized(name, tensors, numbers, block)
     fixed = {argument: value for argument, value in own.items() if _type(argument, value) == "constexpr"}
     return {**fixed, "block": block}
 

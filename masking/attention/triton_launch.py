@@ -1,8 +1,13 @@
-"""What surrounds the kernels: one dictionary of their arguments, grids, and the last sums of small gradients."""
+"""What surrounds the kernels: one dictionary of their arguments, grids, and the last sums of small gradients.
+
+A call of an attention with this layer's shapes differs from the one before it in its tensors alone. So all else, from
+the blocks to the compiled kernel, is found once and kept: in Python, finding it anew took longer than the kernels of
+iLLaMA-B at batch 128 do on an H200."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +22,7 @@ from masking.attention.triton_small import small_kernel
 from masking.attention.weighting import Weighting
 
 KERNELS = {"forward": forward_kernel, "query": query_kernel, "key": key_kernel, "small": small_kernel}
+_ALIGNED = 16  # bytes: compiled kernels take it that every tensor begins at a multiple, where the first ones did
 
 
 class Needs(NamedTuple):
@@ -27,6 +33,25 @@ class Needs(NamedTuple):
     key_bias: bool = False
 
 
+class Ready(NamedTuple):
+    """A compiled kernel with its grid and every argument but the tensors."""
+
+    run: Callable[..., None]
+    values: tuple[Any, ...]
+    tensors: tuple[tuple[int, str], ...]  # place among the values, and name
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What calls of the same form share: the kernels' numbers by name, and kernels that have run."""
+
+    numbers: dict[str, Any]
+    ready: dict[str, Ready] = field(default_factory=dict)
+
+
+_FIXED: dict[tuple[Any, ...], Fixed] = {}
+
+
 def interpreting() -> bool:
     """Whether TRITON_INTERPRET was set when the kernels were read: they then run on a CPU, slowly."""
     return not isinstance(forward_kernel, triton.runtime.JITFunction)
@@ -34,9 +59,9 @@ def interpreting() -> bool:
 
 def forward(parts: Sequence[Tensor], num_queries: int, weighting: Weighting) -> tuple[Tensor, Tensor]:
     """Output (B, L, H, E) and L (B, H, L) float32."""
-    arguments = forward_arguments(parts, num_queries, weighting)
-    _launch("forward", arguments)
-    return arguments["out"], arguments["lse"]
+    tensors, fixed = forward_call(parts, num_queries, weighting)
+    _launch("forward", tensors, fixed)
+    return tensors["out"], tensors["lse"]
 
 
 def backward(
@@ -44,15 +69,17 @@ def backward(
     needs: Needs,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of parts, then of alpha, before, after and the key bias, float32; empty where not needed."""
-    grads, arguments = backward_arguments(grad, out, lse, parts, num_queries, weighting, needs)
-    for name in backward_kernels(num_queries, arguments["num_keys"]):
-        _launch(name, arguments)
-    tables = ((weighting.before, arguments["dbefore"]), (weighting.after, arguments["dafter"]))
+    grads, tensors, fixed = backward_call(grad, out, lse, parts, num_queries, weighting, needs)
+    for name in backward_kernels(num_queries, fixed.numbers["num_keys"]):
+        _launch(name, tensors, fixed)
+    if not any(needs):
+        return [*grads, *(lse.new_empty(0) for _ in range(4))]  # each its own: no output of an operator is another
+    tables = ((weighting.before, tensors.get("dbefore")), (weighting.after, tensors.get("dafter")))
     small = [
-        arguments["dalpha"].sum() if needs.alpha else lse.new_empty(0),
+        tensors["dalpha"].sum() if needs.alpha else lse.new_empty(0),
         *(_table_gradient(rows, table, weighting, log=table is weighting.before)
-          if table is not None and needs.tables else lse.new_empty(0) for table, rows in tables),
-        arguments["dbias"].sum(dim=(0, 1)) if needs.key_bias else lse.new_empty(0),
+          if table is not None and rows is not None else lse.new_empty(0) for table, rows in tables),
+        tensors["dbias"].sum(dim=(0, 1)) if needs.key_bias else lse.new_empty(0),
     ]  # fmt: skip
     return [*grads, *small]
 
@@ -62,79 +89,133 @@ def backward_kernels(num_queries: int, num_keys: int) -> tuple[str, ...]:
     return ("small",) if max(num_queries, num_keys) <= blocks.SMALL else ("query", "key")
 
 
-def forward_arguments(parts: Sequence[Tensor], num_queries: int, weighting: Weighting) -> dict[str, Any]:
-    """What the forward kernel takes, by name; out and lse are new."""
-    q, k, v = (part if part.stride(3) == 1 else part.contiguous() for part in split(parts, num_queries))
-    if k.stride() != v.stride():
-        k, v = k.contiguous(), v.contiguous()
-    (batch, length, heads, width), num_keys = q.shape, k.shape[1]
-    lengths = [weighting.query_lengths, weighting.key_lengths]
-    if any(given is not None for given in lengths):
-        ends = (length, num_keys)
-        lengths = [q.new_full((batch,), end, dtype=torch.int32) if given is None else given.int().contiguous()
-                   for given, end in zip(lengths, ends, strict=True)]  # fmt: skip
-    names = ("alpha", "before", "after", "key_bias")
-    floats = {name: _contiguous(getattr(weighting, name), torch.float32) for name in names}
-    return {
-        "q": q, "k": k, "v": v, "out": q.new_empty(q.shape),
-        "lse": q.new_empty(batch, heads, length, dtype=torch.float32), **floats,
-        "query_classes": _contiguous(weighting.query_classes, torch.int8),
-        "key_classes": _contiguous(weighting.key_classes, torch.int8),
-        "query_lengths": lengths[0], "key_lengths": lengths[1],
-        **_strides("q", q), **_strides("k", k), "num_heads": heads, "num_queries": length, "num_keys": num_keys,
-        "offset": weighting.offset, "scale": width**-0.5, **_flags(weighting, q),
-    }  # fmt: skip
+def forward_call(
+    parts: Sequence[Tensor], num_queries: int, weighting: Weighting
+) -> tuple[dict[str, Tensor], Fixed]:
+    """The tensors that the forward kernel takes, by name, absent ones left out; out and lse are new. And the rest."""
+    tensors = _given(parts, num_queries, weighting)
+    q, k = tensors["q"], tensors["k"]
+    fixed = _fixed(tensors, (q.shape, q.stride(), k.shape, k.stride()), weighting)
+    tensors["out"] = q.new_empty(q.shape)
+    tensors["lse"] = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    return tensors, fixed
 
 
-def backward_arguments(
+def backward_call(
     grad: Tensor, out: Tensor, lse: Tensor, parts: Sequence[Tensor], num_queries: int, weighting: Weighting,
     needs: Needs,
-) -> tuple[list[Tensor], dict[str, Any]]:  # fmt: skip
-    """New gradients like parts, and what the backward kernels take, by name: those gradients' views and the partial
-    sums."""
-    shared = forward_arguments(parts, num_queries, weighting)
-    del shared["out"], shared["lse"]
+) -> tuple[list[Tensor], dict[str, Tensor], Fixed]:  # fmt: skip
+    """New gradients like parts; the tensors that the backward kernels take, by name, among them those gradients' views
+    and the partial sums; and the rest."""
+    tensors = _given(parts, num_queries, weighting)
     grads, (dq, dk, dv) = gradients(parts, num_queries)
-    batch, length, heads, _ = dq.shape
-    classes, num_keys = shared["NUM_CLASSES"], shared["num_keys"]
-    table = (batch, heads, length, classes)
-    most = batch * heads * triton.cdiv(length, 16)  # one for each block of queries, whatever their size
-    return grads, {
-        **shared, "out": out, "lse": lse, "grad": grad.contiguous(), "delta": torch.empty_like(lse),
-        "dq": dq, "dk": dk, "dv": dv,
-        "dalpha": lse.new_zeros(most) if needs.alpha else None,
-        "dbefore": lse.new_empty(table) if needs.tables else None,
-        "dafter": lse.new_empty(table) if needs.tables else None,
-        "dbias": lse.new_empty(batch, heads, num_keys) if needs.key_bias else None,
-        **_strides("dq", dq), **_strides("dk", dk), "BLOCK_C": 1 << max(0, classes - 1).bit_length(),
-        "ALPHA_GRAD": needs.alpha, "TABLE_GRAD": needs.tables, "BIAS_GRAD": needs.key_bias,
-    }  # fmt: skip
+    q, k = tensors["q"], tensors["k"]
+    form = (q.shape, q.stride(), k.shape, k.stride(), dq.stride(), dk.stride(), needs)
+    fixed = _fixed(tensors, form, weighting, dq, dk, needs)
+    tensors |= {"out": out, "lse": lse, "grad": grad.contiguous(), "delta": torch.empty_like(lse),
+                "dq": dq, "dk": dk, "dv": dv}  # fmt: skip
+    batch, length, heads, _ = q.shape
+    if needs.alpha:  # one for each block of queries, whatever their size
+        tensors["dalpha"] = lse.new_zeros(batch * heads * triton.cdiv(length, 16))
+    if needs.tables:
+        table = (batch, heads, length, fixed.numbers["NUM_CLASSES"])
+        tensors["dbefore"], tensors["dafter"] = lse.new_empty(table), lse.new_empty(table)
+    if needs.key_bias:
+        tensors["dbias"] = lse.new_empty(batch, heads, k.shape[1])
+    return grads, tensors, fixed
 
 
-def sized(name: str, arguments: dict[str, Any], arch: str) -> tuple[dict[str, Any], blocks.Block]:
-    """The arguments of kernel `name` alone, with its block sizes; and its blocks."""
-    width, length, num_keys = arguments["E"], arguments["num_queries"], arguments["num_keys"]
-    block = blocks.pick(name, arch, arguments["NUM_CLASSES"] > 0, width, length, num_keys)
+def block_of(name: str, numbers: dict[str, Any], arch: str) -> blocks.Block:
+    """The table's block of kernel `name` for a call with these numbers."""
+    return blocks.pick(
+        name, arch, numbers["NUM_CLASSES"] > 0, numbers["E"], numbers["num_queries"], numbers["num_keys"]
+    )
+
+
+def sized(
+    name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], block: blocks.Block
+) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """The arguments of kernel `name` in its own order, with the block's sizes and None for absent tensors; and its
+    grid."""
+    length, num_keys = numbers["num_queries"], numbers["num_keys"]
     walked, step = (length, block.queries) if name == "key" else (num_keys, block.keys)
     masked, tail = blocks.tail(walked, step)
-    if arguments["LENGTHS"] or arguments["CAUSAL"]:
+    if numbers["LENGTHS"] or numbers["CAUSAL"]:
         masked, tail = True, 0
-    sizes = {"BLOCK_E": blocks.columns(width), "BLOCK_L": block.queries, "BLOCK_S": block.keys, "MASKED": masked,
-             "TAIL": tail}  # fmt: skip
-    everything = {**arguments, **sizes}
-    return {argument: everything[argument] for argument in KERNELS[name].arg_names}, block
+    sizes = {"BLOCK_E": blocks.columns(numbers["E"]), "BLOCK_L": block.queries, "BLOCK_S": block.keys,
+             "MASKED": masked, "TAIL": tail}  # fmt: skip
+    everything = {**numbers, **tensors, **sizes}
+    heads = tensors["q"].shape[0] * numbers["num_heads"]
+    programs = triton.cdiv(num_keys, block.keys) if name == "key" else triton.cdiv(length, block.queries)
+    grid = (heads, 1, 1) if name == "small" else (programs, heads, 1)
+    return {argument: everything.get(argument) for argument in KERNELS[name].arg_names}, grid
 
 
-def _launch(name: str, arguments: dict[str, Any]) -> None:
-    own, block = sized(name, arguments, _arch())
-    heads = arguments["q"].shape[0] * arguments["num_heads"]
-    grid = {
-        "forward": (triton.cdiv(arguments["num_queries"], block.queries), heads),
-        "query": (triton.cdiv(arguments["num_queries"], block.queries), heads),
-        "key": (triton.cdiv(arguments["num_keys"], block.keys), heads),
-        "small": (heads,),
-    }[name]
-    KERNELS[name][grid](**own, num_warps=block.warps, num_stages=block.stages)
+def _launch(name: str, tensors: dict[str, Tensor], fixed: Fixed) -> None:
+    """Runs a kernel: through Triton the first time and where a tensor begins at an odd place, else straight away."""
+    ready = fixed.ready.get(name)
+    if ready is not None:
+        values, together = list(ready.values), 0
+        for place, tensor in ready.tensors:
+            values[place] = tensors[tensor]
+            together |= tensors[tensor].data_ptr()
+        if together % _ALIGNED == 0:
+            ready.run(*values)
+            return
+    block = block_of(name, fixed.numbers, _arch())
+    own, grid = sized(name, tensors, fixed.numbers, block)
+    compiled = KERNELS[name][grid](**own, num_warps=block.warps, num_stages=block.stages)
+    if compiled is not None and all(x.data_ptr() % _ALIGNED == 0 for x in own.values() if isinstance(x, Tensor)):
+        fixed.ready[name] = Ready(
+            compiled[grid], tuple(None if isinstance(value, Tensor) else value for value in own.values()),
+            tuple((place, key) for place, (key, value) in enumerate(own.items()) if isinstance(value, Tensor)),
+        )  # fmt: skip
+
+
+def _given(parts: Sequence[Tensor], num_queries: int, weighting: Weighting) -> dict[str, Tensor]:
+    """q, k and v with their columns side by side, and the weighting's tensors in the types the kernels read."""
+    q, k, v = split(parts, num_queries)
+    if q.stride(3) != 1:
+        q = q.contiguous()
+    if k.stride(3) != 1 or k.stride() != v.stride():
+        k, v = k.contiguous(), v.contiguous()
+    tensors = {"q": q, "k": k, "v": v}
+    for name, dtype in _TYPES.items():
+        given = getattr(weighting, name)
+        if given is not None:
+            tensors[name] = given.to(dtype).contiguous()
+    if ("query_lengths" in tensors) != ("key_lengths" in tensors):
+        missing, end = ("key_lengths", k.shape[1]) if "query_lengths" in tensors else ("query_lengths", q.shape[1])
+        tensors[missing] = q.new_full((q.shape[0],), end, dtype=torch.int32)
+    return tensors
+
+
+_TYPES = {"alpha": torch.float32, "before": torch.float32, "after": torch.float32, "key_bias": torch.float32,
+          "query_classes": torch.int8, "key_classes": torch.int8, "query_lengths": torch.int32,
+          "key_lengths": torch.int32}  # fmt: skip
+
+
+def _fixed(
+    tensors: dict[str, Tensor], form: tuple[Any, ...], weighting: Weighting, dq: Tensor | None = None,
+    dk: Tensor | None = None, needs: Needs | None = None,
+) -> Fixed:  # fmt: skip
+    """What calls with these tensors given share. form: shapes, strides, and which gradients are asked for."""
+    q, w = tensors["q"], weighting
+    table = w.before if w.before is not None else w.after
+    classes = None if table is None else len(table)
+    key = (*tensors, form, q.dtype, q.device, w.offset, w.causal, w.see_self, classes)
+    found = _FIXED.get(key)
+    if found is None:
+        k = tensors["k"]
+        numbers = {**_strides("q", q), **_strides("k", k), "num_heads": q.shape[2], "num_queries": q.shape[1],
+                   "num_keys": k.shape[1], "offset": w.offset, "scale": q.shape[3] ** -0.5,
+                   **_flags(w, q)}  # fmt: skip
+        if dq is not None and dk is not None and needs is not None:
+            numbers |= {**_strides("dq", dq), **_strides("dk", dk),
+                        "BLOCK_C": 1 << max(0, numbers["NUM_CLASSES"] - 1).bit_length(), "ALPHA_GRAD": needs.alpha,
+                        "TABLE_GRAD": needs.tables, "BIAS_GRAD": needs.key_bias}  # fmt: skip
+        found = _FIXED[key] = Fixed(numbers)
+    return found
 
 
 def _arch() -> str:
@@ -156,10 +237,6 @@ def _flags(weighting: Weighting, q: Tensor) -> dict[str, Any]:
 def _strides(name: str, x: Tensor) -> dict[str, int]:
     middle = "s" if name.endswith("k") else "l"
     return {f"stride_{name}{axis}": stride for axis, stride in zip(("b", middle, "h"), x.stride()[:3], strict=True)}
-
-
-def _contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()
 
 
 def _table_gradient(rows: Tensor, table: Tensor, weighting: Weighting, *, log: bool) -> Tensor:

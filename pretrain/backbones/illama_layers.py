@@ -57,7 +57,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, turns: Tensor, sight: Sight | None) -> Tensor:
-        """x (B, L, D) attends to itself as far as sight lets it; turns (B or 1, L, E / 2) complex: (B, L, D). Where
+        """x (B, L, D) attends to itself as far as sight lets it; turns (B or 1, L, E / 2, 2): (B, L, D). Where
         sight is None the last token alone asks, and sees all: (B, 1, D)."""
         if sight is None:
             out = self._last_sees_all(x, turns)

@@ -31,14 +31,14 @@ class Rotary(nn.Module):
         self.register_buffer("bits", turns.view(torch.int32), persistent=False)
 
     def forward(self, places: Tensor | None = None) -> Tensor:
-        """e^(i angle) of places (B, L) int64, or of all: (B or 1, L, E / 2) complex64."""
-        turns = torch.view_as_complex(self.bits.view(torch.float32))
+        """Cosine and sine of places (B, L) int64, or of all: (B or 1, L, E / 2, 2) float32."""
+        turns = self.bits.view(torch.float32)
         return turns[None] if places is None else turns[places]
 
 
 def rotate(parts: Tensor, turns: Tensor, num_turned: int = 2) -> Tensor:
     """A projection (B, L, parts, H, E), of queries, keys and values say, with its first num_turned parts turned by
-    turns (B or 1, L, E / 2), in float32 at least; the others as they are."""
+    turns (B or 1, L, E / 2, 2), in float32 at least; the others as they are."""
     rotated: Tensor = _Rotate.apply(parts, turns, num_turned)  # type: ignore[no-untyped-call]
     return rotated
 
@@ -56,21 +56,35 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (turns,) = ctx.saved_tensors
-        return _turned(grad, turns.conj(), ctx.num_turned), None, None
+        return _turned(grad, turns, ctx.num_turned, back=True), None, None
 
 
-def _turned(parts: Tensor, turns: Tensor, num: int) -> Tensor:
+def _turned(parts: Tensor, turns: Tensor, num: int, back: bool = False) -> Tensor:
+    factors = rearrange(turns, "b l e two -> b l 1 1 e two")
+    if torch.compiler.is_compiling():  # the compiler makes one kernel of this, and none of complex numbers
+        one, two = _pairs(parts[:, :, :num]).to(torch.promote_types(parts.dtype, torch.float32)).unbind(-1)
+        cos, sin = factors.unbind(-1)
+        sin = -sin if back else sin
+        turned = torch.stack([one * cos - two * sin, one * sin + two * cos], dim=-1).to(parts.dtype)
+        return torch.cat([rearrange(turned, "b l part h e pair -> b l part h (e pair)"), parts[:, :, num:]], dim=2)
+    complexes = torch.view_as_complex(factors)
+    complexes = complexes.conj() if back else complexes
     out = torch.empty_like(parts, memory_format=torch.contiguous_format)
     out[:, :, num:] = parts[:, :, num:]
-    factors = rearrange(turns, "b l e -> b l 1 1 e")
-    if parts.dtype == torch.float32 and not torch.compiler.is_compiling():  # read and written where they lie
-        torch.mul(_pairs(parts[:, :, :num]), factors, out=_pairs(out[:, :, :num]))
+    if parts.dtype == torch.float32:  # read and written where they lie
+        torch.mul(_complex(parts[:, :, :num]), complexes, out=_complex(out[:, :, :num]))
         return out
     wide = parts[:, :, :num].to(torch.promote_types(parts.dtype, torch.float32), memory_format=torch.contiguous_format)
-    out[:, :, :num] = rearrange(torch.view_as_real(_pairs(wide) * factors), "b l part h e pair -> b l part h (e pair)")
+    turned = torch.view_as_real(_complex(wide) * complexes)
+    out[:, :, :num] = rearrange(turned, "b l part h e pair -> b l part h (e pair)")
     return out
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """Neighbouring channels of x (B, L, parts, H, E) as complex numbers: (B, L, parts, H, E / 2), a view."""
-    return torch.view_as_complex(rearrange(x, "b l part h (e pair) -> b l part h e pair", pair=2))
+    """Neighbouring channels of x (B, L, parts, H, E) side by side: (B, L, parts, H, E / 2, 2), a view."""
+    return rearrange(x, "b l part h (e pair) -> b l part h e pair", pair=2)
+
+
+def _complex(x: Tensor) -> Tensor:
+    """The same as complex numbers: (B, L, parts, H, E / 2), a view."""
+    return torch.view_as_complex(_pairs(x))

@@ -73,7 +73,15 @@ def chart(
         f'<clipPath id="{name}"><rect x="{_LEFT - 5}" y="{_TOP - 4}" width="{_WIDTH - _LEFT - _RIGHT + 10}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM + 4}"/></clipPath>'
     )
-    hover = [
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
+        f"data-hover='{_hover(series, x, y, percent)}'>{clip}{''.join(body)}</svg>"
+    )
+
+
+def _hover(series: Sequence[Series], x: Scale, y: Scale, percent: bool) -> str:
+    """Places and values of the points, for the page's script."""
+    shown = [
         {
             "name": s.name,
             "points": [[round(x.at(a), 1), round(y.at(b), 1), int(a), _value(b, percent)] for a, b in s.points],
@@ -81,10 +89,7 @@ def chart(
         for s in series
         if s.style != "faint"
     ]
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
-        f"data-hover='{escape(json.dumps(hover, separators=(',', ':')), quote=True)}'>{clip}{''.join(body)}</svg>"
-    )
+    return escape(json.dumps(shown, separators=(",", ":")), quote=True)
 
 
 def smooth(points: Sequence[Point], *, sharp_start: bool = False, share: float = 0.02) -> list[Point]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pretrain.tracking.charts import Series, chart, short, smooth
 from pretrain.tracking.live import duration
-from pretrain.tracking.report_curves import curves
-from pretrain.tracking.report_pictures import alignment, attention, masks, reconstructions
+from pretrain.tracking.report_curves import curves, legend
+from pretrain.tracking.report_pictures import alignment, attention, heterogeneity, masks, predicts, reconstructions
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -22,6 +22,10 @@ _ABOUT_ATTENTION = (
 _ABOUT_ALIGNMENT = (
     "What the student's layers give to each level of the teacher. A level's adaptor takes up any scale, so rows are "
     "shares: their sizes sum to 1, and the colour is the sign."
+)
+_ABOUT_HETEROGENEITY = (
+    "What hidden tokens are like in the blocks that they go through: H high in early blocks and falling with depth is "
+    "what MTO-R is after. Positions alone make hidden tokens differ; rings are what is left without them."
 )
 _SCORES = (("head", "Own head", "third"), ("knn", "kNN", "first"), ("linear", "Linear probe", "second"))
 
@@ -38,11 +42,12 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _page(run: RunData) -> str:
     sections = [
-        ("Reconstructions", _about_reconstructions(run), reconstructions(run)),
+        (*_about_pictures(run), reconstructions(run)),
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", curves(run)),
         ("Frozen features", _about_features(run), _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
+        ("Hidden tokens", _ABOUT_HETEROGENEITY, heterogeneity(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
         ("History", "Every attempt at this run, and what became of it.", history(run)),
         ("Bad samples", "Images that could not be used: they kept their place and weighed nothing.", bad_samples(run)),
@@ -68,11 +73,14 @@ def _about_features(run: RunData) -> str:
     return words
 
 
-def _about_reconstructions(run: RunData) -> str:
+def _about_pictures(run: RunData) -> tuple[str, str]:
+    """(title, lead) of the reconstructions, or of what there is in their place."""
+    if not predicts(run):
+        return "Images", "What the encoder sees, and all there is; validation images, where the run has any."
     words = "The same images at several steps, visible patches pasted in; validation images, where the run has any."
     if run.config.get("objective", {}).get("norm_pixels"):
         words += " The model predicts normalised pixels, so hidden patches are given their true mean and contrast back."
-    return words
+    return "Reconstructions", words
 
 
 def _header(run: RunData) -> str:
@@ -167,10 +175,9 @@ def _features(run: RunData) -> str:
     chance = run.evaluated("chance")
     cards = []
     if scores:
-        legend = "".join(f'<span><i class="{s.style}"></i>{s.name}</span>' for s in scores)
         picture = chart("Accuracy", scores, percent=True, marks=run.resumes,
                         levels=[("commonest class", chance[-1][1])] if chance else [])  # fmt: skip
-        cards.append(f'<div class="card"><h3>Accuracy <span class="legend">{legend}</span></h3>{picture}</div>')
+        cards.append(f'<div class="card"><h3>Accuracy {legend(scores)}</h3>{picture}</div>')
     ranks = run.evaluated("effective_rank")
     if ranks:
         picture = chart("Effective rank", [Series("rank", ranks, dots=True)], marks=run.resumes)

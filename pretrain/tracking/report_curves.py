@@ -41,7 +41,28 @@ def curves(run: RunData) -> str:
             title, series, marks=run.resumes, events=shown, percent=percent, log_y=wide, from_zero=not wide
         )
         cards.append(f'<div class="card"><h3>{title} <small>{note}</small></h3>{picture}</div>')
-    return f'{_jump(loss, alpha, cutoff)}<div class="charts">{"".join(cards)}</div>'
+    return f'{_jump(loss, alpha, cutoff)}<div class="charts">{"".join([*cards, *_hidden_tokens(run)])}</div>'
+
+
+def legend(series: Sequence[Series]) -> str:
+    """Names of the series beside their colours."""
+    names = "".join(f'<span><i class="{s.style}"></i>{s.name}</span>' for s in series)
+    return f'<span class="legend">{names}</span>'
+
+
+def _hidden_tokens(run: RunData) -> list[str]:
+    """What inspections follow of hidden tokens."""
+    halves = [Series(f"{half} blocks", run.inspected(f"heterogeneity_{half}"), style, dots=True)
+              for half, style in (("early", "first"), ("late", "second"))]  # fmt: skip
+    norms = run.inspected("heterogeneity_token_norm")
+    if not norms:
+        return []
+    unlike = chart("Hidden tokens' H", halves, marks=run.resumes)
+    norm = chart("Norm of the mask token", [Series("norm", norms, dots=True)], marks=run.resumes)
+    return [
+        f'<div class="card"><h3>Hidden tokens\' H {legend(halves)}</h3>{unlike}</div>',
+        f'<div class="card"><h3>Norm of the mask token</h3>{norm}</div>',
+    ]
 
 
 def _jump(loss: list[Point], alpha: list[Point], cutoff: int | None) -> str:

@@ -53,6 +53,19 @@ def test_backward_is_that_of_the_plain_formulation(dtype):
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6 if dtype == torch.float64 else 2e-2)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of itself
+@pytest.mark.parametrize("num_turned", [1, 2])
+def test_compiling_changes_neither_output_nor_gradient(num_turned):
+    qkv, turns = torch.randn(2, 5, 3, 2, 8, requires_grad=True), Rotary(8, 5)()
+    compiled = torch.compile(lambda x: rotate(x, turns, num_turned), backend="aot_eager", fullgraph=True)
+    weights = torch.randn(qkv.shape)
+    for one, two in zip(*(
+        (out, *torch.autograd.grad(out, qkv, weights))
+        for out in (rotate(qkv, turns, num_turned), compiled(qkv))
+    ), strict=True):  # fmt: skip
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
 def test_turns_survive_a_cast_to_bfloat16():
     rotary = Rotary(8, 300)
     before = rotary().clone()

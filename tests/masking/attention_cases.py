@@ -2,6 +2,7 @@
 
 import torch
 
+from masking.attention.op import attention, forced
 from masking.attention.weighting import Weighting
 
 CLASSES = 3  # the last of them has no token
@@ -42,16 +43,26 @@ def projections(batch, heads, queries, keys, width, dtype):
 
 
 def run(function, parts, fields, dtype, device="cpu"):
-    """Output and gradients of function(*parts, weighting), by name; the weighting's numbers are float32 at least."""
+    """Output and gradients of function(*parts, weighting), by name; the weighting's numbers are float32 at least. The
+    slopes are numbers that every dtype can hold: rounded for one and not for the other, they alone moved d alpha, a sum
+    that cancels, by a third."""
     parts = [part.to(device, dtype).requires_grad_() for part in parts]
     fields = {name: _field(value, dtype, device) for name, value in fields.items()}
     learned = [name for name, value in fields.items() if isinstance(value, torch.Tensor) and value.requires_grad]
     out = function(*parts, Weighting(**fields))
     rng = torch.Generator().manual_seed(1)
-    slope = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(device, out.dtype)
+    slope = torch.randn(out.shape, generator=rng, dtype=torch.float64).bfloat16().to(device, out.dtype)
     grads = torch.autograd.grad(out, [*parts, *(fields[name] for name in learned)], slope)
     names = ["out", *(f"d{index}" for index in range(len(parts))), *(f"d {name}" for name in learned)]
     return {name: value.detach().cpu() for name, value in zip(names, [out, *grads], strict=True)}
+
+
+def run_by_triton(name, width, dtype, queries, keys):
+    """What `run` gives of one member and shape on a GPU; in a process of its own it leaves behind the compiled kernels,
+    which Triton keeps on disk."""
+    parts, fields = projections(2, 3, queries, keys, width, dtype), members(2, queries, keys)[name]
+    with forced("triton"):
+        return run(attention, parts, fields, dtype, "cuda")
 
 
 def error(got, want):

@@ -82,4 +82,4 @@ def test_a_gpu_takes_the_blocks_that_fit_its_shared_memory():
 
 
 def test_nobody_measured_a_gpu_that_does_not_exist():
-    assert blocks.measured("none", "plain", 64, 197, 197) is None
+    assert blocks.measured("none", "none", "plain", 64, 197, 197) is None

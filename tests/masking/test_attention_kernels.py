@@ -10,7 +10,7 @@ from masking.attention.reference import weighted_attention_reference
 from masking.attention.weighting import Weighting
 from tests.masking.attention_cases import error, members, projections, run
 
-pytest.importorskip("triton", reason="needs Triton: pip install 'lacuna[gpu]'")
+triton_launch = pytest.importorskip("masking.attention.triton_launch", reason="needs Triton: pip install 'lacuna[gpu]'")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs the interpreter: tests marked gpu run here")
 
 NAMES = list(members(1, 7, 7))
@@ -165,15 +165,18 @@ def test_torch_finds_nothing_wrong_with_the_operator():
         )
 
 
-def test_compiling_breaks_no_graph_and_changes_no_bit():
+@pytest.mark.parametrize("learned", [True, False])
+def test_compiling_breaks_no_graph_and_changes_no_bit(learned):
     qkv, alpha = operands()
+    asked = [qkv, alpha] if learned else [qkv]
+    alpha.requires_grad_(learned)
 
     def layer(x, a):
         return self_attention(x * 2, None, Weighting(alpha=a)).relu()
 
-    want = torch.autograd.grad(layer(qkv, alpha).square().sum(), [qkv, alpha])
+    want = torch.autograd.grad(layer(qkv, alpha).square().sum(), asked)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), [qkv, alpha])
+    got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), asked)
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
     assert torch._dynamo.explain(layer)(qkv, alpha).graph_break_count == 0
 
@@ -191,6 +194,42 @@ def test_checkpointing_changes_no_bit():
     plain = torch.autograd.grad(call(qkv, alpha).square().sum(), [qkv, alpha])
     saved = torch.autograd.grad(checkpoint(call, qkv, alpha, use_reentrant=False).square().sum(), [qkv, alpha])
     assert all(torch.equal(one, two) for one, two in zip(plain, saved, strict=True))
+
+
+class Recorded:
+    """A kernel whose compiled form notes what it is given."""
+
+    def __init__(self, kernel, calls):
+        self.arg_names, self._calls = kernel.arg_names, calls
+
+    def __getitem__(self, grid):
+        def first(*values, **named):
+            self._calls.append((grid, [named[name] for name in self.arg_names] if named else list(values)))
+            return self
+
+        return first
+
+
+@pytest.mark.parametrize("length", [18, 81])
+def test_a_call_like_one_before_hands_the_compiled_kernels_its_own_tensors_and_the_same_numbers(length, monkeypatch):
+    calls = []
+    recorded = {name: Recorded(kernel, calls) for name, kernel in triton_launch.KERNELS.items()}
+    monkeypatch.setattr(triton_launch, "KERNELS", recorded)
+    monkeypatch.setattr(triton_launch, "_FIXED", {})
+    alpha = torch.tensor(0.3, requires_grad=True)
+    for _ in range(2):
+        qkv = torch.randn(1, length, 3, 1, 16, requires_grad=True)
+        torch.autograd.grad(self_attention(qkv, None, Weighting(alpha=alpha)).sum(), [qkv, alpha])
+    kernels = len(calls) // 2
+    assert kernels == 1 + len(triton_launch.backward_kernels(length, length))
+    for (grid, before), (again, after) in zip(calls[:kernels], calls[kernels:], strict=True):
+        assert grid == again and len(grid) == 3
+        for one, two in zip(before, after, strict=True):
+            if isinstance(one, torch.Tensor):
+                assert one.shape == two.shape and one.dtype == two.dtype and one.stride() == two.stride()
+                assert one.data_ptr() != two.data_ptr() or one is alpha or one.ndim == 0
+            else:
+                assert one == two
 
 
 def test_heads_too_wide_are_refused():

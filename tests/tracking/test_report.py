@@ -124,6 +124,16 @@ def test_every_chart_is_well_formed_and_carries_its_points(html):
     assert loss[0]["points"][0][2:] == [1, "1"] and loss[0]["points"][-1][2] == 60
 
 
+def test_a_run_that_predicts_nothing_has_images_instead_of_reconstructions(tmp_path):
+    run_dir = write_run(tmp_path / "run", panels=())
+    images, hidden = torch.full((2, 3, 32, 64), 99, dtype=torch.uint8), torch.arange(32).expand(2, -1) % 2 == 0
+    panel(images, hidden, None, run_dir / "panels" / "step-0000060.png", grid=Grid(4, 8), title="step 60")
+    html = write_report(run_dir).read_text()
+    page = Page(html)
+    assert page.open == [] and "Images What the encoder sees" in page.text and "Reconstructions" not in page.text
+    assert "--columns:2" in html and html.count('alt="masked"') == html.count('alt="original"') == 2
+
+
 def test_reconstructions_stand_side_by_side_over_time(html):
     page = Page(html)
     assert "masked step 0 step 30 step 60 original" in page.text
