@@ -60,7 +60,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         size = f"{100 * jump['share']:+.1f} %"
         back = "not" if jump["back_after"] is None else f"{jump['back_after']} steps"
         cells += [f"{jump['before']:.4f}", f"{jump['highest']:.4f}"]
-        cells += [size, back] if jump["clear"] else [f"not clear ({size})", ""]
+        none = "not clear" if jump["share"] > 0 else "none"
+        cells += [size, back] if jump["clear"] else [f"{none} ({size})", ""]
     return cells + [_score(row["features"], key) for key in ("knn", "linear", "head")]
 
 
