@@ -103,5 +103,6 @@ def _curve(pen: Pen, row: dict[str, Any], points: list[Point], left: int, top: i
     if jump:
         pen.line([(x.at(cut), y.end), (x.at(cut), y.start)], _EVENT, 2)
         said = f"{100 * jump['share']:+.1f} %" if jump["clear"] else "no clear jump"
-        pen.text(x.at(cut) + 8, y.end, f"alpha 1 to 0: {said}", 15)
+        side, anchor = (8, "la") if cut < 0.6 * x.high else (-8, "ra")
+        pen.text(x.at(cut) + side, y.end, f"alpha 1 to 0: {said}", 15, anchor)
     pen.text(x.start, top + 12, f"{row['title']}: loss over steps", 18)
