@@ -4,9 +4,9 @@
     python -m benchmarks.illama_variants --small    # a few steps each on photographs; shows that it works, no more
 
 Variants A, B, D and E pretrain on hidden patches, by their files in configs/; `supervised` learns classes, and `vit`
-beside it the same without a mask. All have one width and depth, and the soft mask falls from 1 to 0 in one step, half
-way. Writes illama-variants.json, .md and .png to --out; runs stay under --runs, are read when finished and go on when
-cut."""
+beside it the same without a mask. All but `B_wide` have one width and depth, and the soft mask falls from 1 to 0 in one
+step, half way or, in `B_wide`, after three quarters. Writes illama-variants.json, .md and .png to --out; runs stay
+under --runs, are read when finished and go on when cut."""
 
 from __future__ import annotations
 

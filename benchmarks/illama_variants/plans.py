@@ -37,6 +37,10 @@ VARIANTS = {
     "A": Variant("A: mask tokens in place", "configs/illama_cifar_simmim.py", 400),
     "B": Variant("B: MAE, visible patches alone", "configs/illama_cifar_mae.py", 800,
                  (*_CUTOFF, "objective.decoder_width=64", "objective.decoder_depth=1", "objective.decoder_heads=2")),
+    "B_wide": Variant("B: the same, wider", "configs/illama_cifar_mae.py", 900,
+                      (_CUTOFF[0], "backbone.soft_mask.cutoff=0.75", "backbone.width=128", "backbone.depth=5",
+                       "backbone.heads=4", "objective.decoder_width=96", "objective.decoder_depth=1",
+                       "objective.decoder_heads=3")),
     "D": Variant("D: questions behind the patches", "configs/illama_cifar_queries.py", 400),
     "E": Variant("E: next patch, with a prefix", "configs/illama_cifar_next.py", 300, ()),
 }  # fmt: skip

@@ -60,7 +60,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         size = f"{100 * jump['share']:+.1f} %"
         back = "not" if jump["back_after"] is None else f"{jump['back_after']} steps"
         cells += [f"{jump['before']:.4f}", f"{jump['highest']:.4f}"]
-        cells += [size, back] if jump["clear"] else [f"none ({size})", ""]
+        none = "not clear" if jump["share"] > 0 else "none"
+        cells += [size, back] if jump["clear"] else [f"{none} ({size})", ""]
     return cells + [_score(row["features"], key) for key in ("knn", "linear", "head")]
 
 
@@ -101,6 +102,7 @@ def _curve(pen: Pen, row: dict[str, Any], points: list[Point], left: int, top: i
             pen.line([(x.at(a), max(y.at(b), y.end)) for a, b in line], colour, thick)
     if jump:
         pen.line([(x.at(cut), y.end), (x.at(cut), y.start)], _EVENT, 2)
-        said = f"{100 * jump['share']:+.1f} %" if jump["clear"] else "no jump"
-        pen.text(x.at(cut) + 8, y.end, f"alpha 1 to 0: {said}", 15)
+        said = f"{100 * jump['share']:+.1f} %" if jump["clear"] else "no clear jump"
+        side, anchor = (8, "la") if cut < 0.6 * x.high else (-8, "ra")
+        pen.text(x.at(cut) + side, y.end, f"alpha 1 to 0: {said}", 15, anchor)
     pen.text(x.start, top + 12, f"{row['title']}: loss over steps", 18)

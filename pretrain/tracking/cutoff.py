@@ -83,7 +83,7 @@ def words(jump: Jump, alpha: tuple[float, float]) -> str:
     ends = f"{jump.before:.4g} just before, {jump.highest:.4g} at its highest just after, {100 * jump.share:+.1f} %"
     means = f"means of {jump.window} steps"
     if not jump.is_clear:
-        return f"{fell}, and the loss did not jump: {ends}, is no more than what {means} differ by anyway."
+        return f"{fell}, and no jump of the loss stands out: {ends}, is within what {means} differ by anyway."
     back = f"It was back after {jump.back_after:,} steps." if jump.back_after is not None else (
         f"It has not recovered: none of the {jump.left:,} steps since brought it back."
     )  # fmt: skip

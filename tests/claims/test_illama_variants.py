@@ -14,13 +14,16 @@ from benchmarks.illama_variants.plans import SAME, VARIANTS
 from pretrain.config import load_config
 
 
-def test_every_variant_is_a_config_of_one_size_whose_mask_falls_half_way_or_that_has_none():
-    configs = [load_config(str(ROOT / plan.config), ["steps=100", *SAME, *plan.settings]) for plan in VARIANTS.values()]
-    assert len(set(map(repr, configs))) == len(configs)
-    assert {config.backbone.dimensions() for config in configs} == {(64, 4, 2)}
-    masks = [getattr(config.backbone, "soft_mask", None) for config in configs]
-    alphas = {None if mask is None else tuple(mask.alpha(step, 100, 1.0) for step in (0, 49, 50, 99)) for mask in masks}
-    assert alphas == {None, (1.0, 1.0, 0.0, 0.0)}
+def test_every_variant_is_a_config_with_a_mask_that_falls_in_one_step_or_none_and_all_but_one_are_of_one_size():
+    settings = {name: ["steps=100", *SAME, *plan.settings] for name, plan in VARIANTS.items()}
+    configs = {name: load_config(str(ROOT / VARIANTS[name].config), words) for name, words in settings.items()}
+    assert len(set(map(repr, configs.values()))) == len(configs)
+    assert {name for name, config in configs.items() if config.backbone.dimensions() != (64, 4, 2)} == {"B_wide"}
+    masks = {name: getattr(config.backbone, "soft_mask", None) for name, config in configs.items()}
+    assert {name for name, mask in masks.items() if mask is None} == {"E", "vit"}
+    for name, mask in masks.items():
+        cutoff = 75 if name == "B_wide" else 50
+        assert mask is None or [mask.alpha(step, 100, 1.0) for step in (0, cutoff - 1, cutoff, 99)] == [1, 1, 0, 0]
 
 
 def test_shards_that_are_missing_and_variants_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]):
