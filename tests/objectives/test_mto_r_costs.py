@@ -69,7 +69,8 @@ def test_compiled_it_gives_the_same_losses():
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1.02), (torch.bfloat16, 1.15)])
 @both
 def test_backward_keeps_at_most_15_per_cent_more(config, dtype, most):
-    """In fp32 the projection is kept anyway; bf16 attention on a CPU keeps a copy instead. Time: benchmarks/mto.py."""
+    """In fp32 the projection is kept anyway; bf16 attention on a CPU keeps a copy instead. Time and the peak:
+    benchmarks/objectives.py."""
     wide = dataclasses.replace(VIT, width=192, heads=3)
     config = dataclasses.replace(config, decoder_width=192, decoder_heads=6) if config is MAE else config
     kept = []
