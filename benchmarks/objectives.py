@@ -63,7 +63,7 @@ class Side:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     saved_mb: float = 0.0  # kept for backward, an image
-    peak_mb: float = 0.0  # above what is held at rest, gradients not among it, an image
+    peak_mb: float = 0.0  # above what is held between turns, without gradients, an image
 
     def run(self, images: Tensor, number: int) -> None:
         """Mask, target, forward and backward of images (B, C, H, W) uint8."""
@@ -137,6 +137,7 @@ def _sides(options: argparse.Namespace, dtype: torch.dtype) -> list[Side]:
         file, settings, _ = SIDES[name]
         config = load_config(ROOT / "configs" / f"{file}.py", settings)
         config = dataclasses.replace(config, backbone=load_config(ROOT / "configs" / "mae_vitb16.py").backbone)
+        # As costly as the config's, which is timm's: the same ViT-B/16, and only its shape counts here.
         teachers.open_teacher = lambda *_, config=config: OwnEncoder(build_backbone(config))
         model = build_model(config).to(options.device, dtype)
         model.at_step(1, 2, 1.0)  # half-way: MTO-R's losses have their full weights
