@@ -60,6 +60,7 @@ class Side:
     name: str
     config: Config
     model: PretrainModel
+    forward: Callable[..., Any]  # the model, or what torch.compile makes of it
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     saved_mb: float = 0.0  # kept for backward, an image
@@ -70,7 +71,7 @@ class Side:
         recipe = Recipe(self.config.mask, grid_of(self.config), 0, 1.0, self.config.chooses)
         rows, target = torch.arange(len(images)), self.model.objective.target(images)
         mask = draw_mask(recipe, rows, number, images, target)
-        losses, _ = self.model(images, mask, target, draw_noise(rows, recipe, number, images.device))
+        losses, _ = self.forward(images, mask, target, draw_noise(rows, recipe, number, images.device))
         for parameter in self.model.parameters():
             parameter.grad = None
         torch.stack([values.mean() for values in losses.values()]).sum().backward()
@@ -84,6 +85,7 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
     parser.add_argument("--threads", type=int, default=1, help="threads of a CPU operation")
     parser.add_argument("--rounds", type=int, default=None, help="turns of a side (default 5 on a CPU, 30 on a GPU)")
+    parser.add_argument("--compile", action="store_true", help="as a run on a GPU does by default")
     parser.add_argument("--only", nargs="+", default=list(SIDES), choices=list(SIDES), help="sides (default all)")
     parser.add_argument("--out", type=Path, help="where to write instead of benchmarks/results")
     parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
@@ -96,6 +98,7 @@ def main() -> int:
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if gpu else _processor(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "compiled": options.compile,
         "runs": [measure(options, precision) for precision in options.precision],
     }
     if not options.no_write:
@@ -141,7 +144,8 @@ def _sides(options: argparse.Namespace, dtype: torch.dtype) -> list[Side]:
         teachers.open_teacher = lambda *_, config=config: OwnEncoder(build_backbone(config))
         model = build_model(config).to(options.device, dtype)
         model.at_step(1, 2, 1.0)  # half-way: MTO-R's losses have their full weights
-        found.append(Side(name, config, model))
+        forward = torch.compile(model) if options.compile else model
+        found.append(Side(name, config, model, forward))
     return found
 
 

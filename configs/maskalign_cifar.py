@@ -3,7 +3,8 @@
 Command:   lacuna train configs/mae_cifar.py data.train='shards/*.tar'
            lacuna train configs/maskalign_cifar.py data.train='shards/*.tar'
 Hardware:  one CPU core, or any GPU
-Expected:  not measured
+Expected:  50,000 images of CIFAR-10, steps=150, taught by a run of mae_cifar.py of steps=300: the loss falls from 2.14 to 0.054;
+           kNN 25.0 % (26.5 % untrained, the teacher 29.9 %), too short to say anything of features
 Teacher:   any run on images of this size: objective.teacher.model=runs/NAME; the student's own average, with nothing to
            train first, by objective.teacher.model=ema
 """

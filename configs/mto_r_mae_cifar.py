@@ -4,7 +4,9 @@ MTO-R acts; with 2 its depth weights would be 1 and 0. Its baseline is this file
 Command:   lacuna train configs/mto_r_mae_cifar.py data.train='shards/*.tar'
            or, with photographs that need no download: data.train=embedded
 Hardware:  one CPU core, or any GPU
-Expected:  not known
+Expected:  50,000 images of CIFAR-10: in a run of steps=100 the loss falls from 2.23 to 0.85 (loss_pixel to 0.76), and H rises
+           from 0.871 to 0.995 in the decoder's first two blocks, from 0.64 to 0.90 in its last; kNN 22.4 % (26.5 % untrained):
+           too short to say anything of features
 
 Known (abstract and summaries of Choi et al., ECCV 2024): MAE is among its baselines. Unknown: where the method acts there,
 since MAE's encoder has no mask tokens, and every formula. Reconstructed: it acts in the decoder, the only place left,

@@ -3,7 +3,9 @@
 Command:   lacuna train configs/mto_r_simmim_cifar.py data.train='shards/*.tar'
            or, with photographs that need no download: data.train=embedded
 Hardware:  one CPU core, or any GPU
-Expected:  not known. What is claimed of the published method, half the epochs, is not claimed of this
+Expected:  50,000 images of CIFAR-10: in a run of steps=100 the loss falls from 1.51 to 0.78 (loss_pixel to 0.71), and H rises
+           from 0.46 to 0.55 in the first three blocks, from 0.14 to 0.28 in the last; kNN 24.2 % (26.5 % untrained): too short
+           to say anything of features. What is claimed of the published method, half the epochs, is not claimed of this
 
 Known (abstract and summaries of Choi et al., ECCV 2024): hidden tokens that are semantically inconsequential are kept
 out of the weights of visible ones, losses named L_spa, L_e and L_r enforce a singular mask token by depth, SimMIM is

@@ -13,7 +13,11 @@ from pretrain.config import Config, to_json
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pretrain.backbones.base import Backbone
     from pretrain.data.shards import ShardSet
+    from pretrain.engine.load import Loaded
+    from pretrain.evaluation.settings import EvaluationConfig
+    from pretrain.objectives.base import Objective
     from pretrain.tracking.progress import Progress
 
 
@@ -50,30 +54,37 @@ def index(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """`lacuna evaluate`: a table of what the run's frozen features are worth, and evaluate-step-*.json beside it."""
+    """`lacuna evaluate`: a table of what the run's frozen features, and its own classifier where it has one, are worth;
+    evaluate-step-*.json beside it."""
     import torch
 
     from pretrain.data.evaluation_batches import evaluation_batches
-    from pretrain.engine.load import load_backbone, untrained_backbone
+    from pretrain.engine.load import load_backbone
     from pretrain.evaluation.evaluate import evaluate as measure
+    from pretrain.evaluation.head import Head
     from pretrain.tracking.progress import Progress
 
     loaded = load_backbone(options.run, options.weights, options.step)
-    cfg = _evaluation_settings(loaded.config.evaluation, options)
+    cfg = _evaluation_settings(loaded.config, options)
     names, sets = _labelled(loaded.config, options)
     train, val = (
         evaluation_batches(split, loaded.config.data, batch_size=64, max_images=cfg.max_images) for split in sets
     )
-    backbones = {f"step {loaded.step} ({loaded.which})": loaded.backbone}
+    candidates = {f"step {loaded.step} ({loaded.which})": (loaded.backbone, loaded.objective)}
     if options.untrained:
-        backbones["untrained"] = untrained_backbone(loaded.config)
+        candidates["untrained"] = _untrained(loaded)
+    passes = {"head": val.num_images} if "head" in cfg.methods else {}
+    if set(cfg.methods) != {"head"}:
+        passes["features"] = train.num_images + val.num_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}
-    with Progress(len(backbones) * (train.num_images + val.num_images), "images", "evaluating") as progress:
-        for name, backbone in backbones.items():
+    with Progress(len(candidates) * sum(passes.values()), "images", "evaluating") as progress:
+        for name, (backbone, objective) in candidates.items():
+            head = None if objective is None else Head.of(objective.to(device), loaded.config.objective)
             results[name] = measure(
-                backbone.to(device), train, val, cfg, device=device, names=names, on_progress=progress.advance
-            )
+                backbone.to(device), train, val, cfg, head=head, device=device, names=names,
+                on_progress=progress.advance,
+            )  # fmt: skip
     if options.train_data is None and sets[0].fingerprint != loaded.fingerprint:
         print(f"note: {names[0]} is not the data this run was trained on: its fingerprint is another")
     print(_table(results))
@@ -81,6 +92,16 @@ def evaluate(options: argparse.Namespace) -> None:
     path = options.run / f"evaluate-step-{loaded.step:07d}.json"
     path.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {path}")
+
+
+def _untrained(loaded: Loaded) -> tuple[Backbone, Objective | None]:
+    """Encoder, and objective where that is a classifier, as they were before training."""
+    from pretrain.engine.load import untrained_backbone, untrained_model
+
+    if loaded.objective is None:
+        return untrained_backbone(loaded.config), None
+    model = untrained_model(loaded.config)
+    return model.backbone, model.objective
 
 
 def export(options: argparse.Namespace) -> None:
@@ -146,17 +167,21 @@ def _sides(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _evaluation_settings(cfg: Any, options: argparse.Namespace) -> Any:
-    asked = "knn,linear" if options.methods is None else options.methods
+def _evaluation_settings(config: Config, options: argparse.Namespace) -> EvaluationConfig:
+    from pretrain.checks import check_methods
+
+    has_head = config.objective.num_classes is not None
+    asked = f"knn,linear{',head' * has_head}" if options.methods is None else options.methods
     methods = tuple(part.strip() for part in asked.split(",") if part.strip())
-    unknown = sorted(set(methods) - {"knn", "linear"})
+    unknown = sorted(set(methods) - {"knn", "linear", "head"})
     if unknown or not methods:
-        raise ConfigError(f"--methods={options.methods}; choose from knn and linear, separated by a comma")
-    changes = {"methods": methods}
+        raise ConfigError(f"--methods={options.methods}; choose from knn, linear and head, separated by commas")
+    check_methods(config.objective, methods, "--methods")
+    changes: dict[str, Any] = {"methods": methods}
     for name in ("pool", "layer", "max_images"):
         value = getattr(options, name)
         changes |= {} if value is None else {name: value}
-    return replace(cfg, **changes)
+    return replace(config.evaluation, **changes)
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
-from pretrain.objectives.base import Taught
+from pretrain.objectives.base import ObjectiveConfig, Taught
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -89,6 +89,16 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_evaluation(config)
 
 
+def check_methods(objective: ObjectiveConfig, methods: tuple[str, ...], setting: str) -> None:
+    """Raises ConfigError where methods of evaluation, as setting has them, ask for a classifier that objective has
+    not."""
+    if "head" in methods and objective.num_classes is None:
+        raise ConfigError(
+            f"{setting}={','.join(methods)}: head is the accuracy of the objective's own classifier, and "
+            f"{type(objective).__name__} has none; leave knn, linear, or both"
+        )
+
+
 def _check_mixing(config: Config, world_size: int) -> None:
     data, objective = config.data, type(config.objective).__name__
     if not (data.mixup or data.cutmix):
@@ -108,6 +118,11 @@ def _check_mixing(config: Config, world_size: int) -> None:
 def _check_pair(config: Config) -> None:
     asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
     if asked is not None and asked not in config.backbone.answers:
+        if asked == "class_token":
+            raise ConfigError(
+                f"objective.pool=cls needs a class token, and {backbone} has none; set objective.pool=mean, or "
+                "backbone.class_token=true"
+            )
         needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
         raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
     if isinstance(config.objective, Taught) and config.objective.follows_student and config.engine.zero_stage == 3:
@@ -204,6 +219,7 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError("evaluation.pool=cls needs backbone.class_token=true; or use evaluation.pool=mean")
     if not -1 <= evaluation.layer < depth:
         raise ConfigError(f"evaluation.layer={evaluation.layer}; blocks are 0 to {depth - 1}, or -1 for the last")
+    check_methods(config.objective, evaluation.methods, "evaluation.methods")
     if config.data.val is None and config.data.train != "embedded" and evaluation.every_steps is not None:
         raise ConfigError(
             f"evaluation.every_steps={evaluation.every_steps} needs labelled images: give data.val='val/*.tar', "

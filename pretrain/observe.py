@@ -19,13 +19,17 @@ from pretrain.engine.agree import gather_json
 from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
+from pretrain.evaluation.head import Head
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.step import Recipe, draw_mask
 from pretrain.tracking.alignment_picture import alignment_picture
+from pretrain.tracking.heterogeneity_picture import heterogeneity_picture
 from pretrain.tracking.lines import read_lines
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
 from pretrain.types import Labels
+
+_INSPECTED = {"alignment": alignment_picture, "heterogeneity": heterogeneity_picture}  # by the group of their pictures
 
 
 class Observer:
@@ -73,7 +77,7 @@ class Observer:
         grid = grid_of(config)
         mask = draw_mask(Recipe(config.mask, grid, config.seed, 1.0), torch.arange(len(images)), 0, images, target)
         self._tracker.inspection(step, model.objective.inspect(model.backbone, images, mask, target))
-        self._draw_alignment(step)
+        self._draw_inspections(step)
         if config.mask is None:
             return
         paste = model.objective.reconstruct(model.backbone, images, mask) if config.objective.reconstructs else None
@@ -82,11 +86,14 @@ class Observer:
         panel(images.cpu(), mask.hidden.cpu(), shown, path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
 
-    def _draw_alignment(self, step: int) -> None:
-        """The film of an alignment so far, where the objective learns one."""
-        path = self._config.run_dir / "panels" / f"alignment-{step:07d}.png"
-        if alignment_picture(read_lines(self._config.run_dir / "inspections.jsonl"), path) is not None:
-            self._tracker.panel(step, path, "alignment")
+    def _draw_inspections(self, step: int) -> None:
+        """What the objective said of itself so far as pictures, where it learns an alignment or has mask tokens."""
+        run_dir = self._config.run_dir
+        records = read_lines(run_dir / "inspections.jsonl")
+        for group, draw in _INSPECTED.items():
+            path = run_dir / "panels" / f"{group}-{step:07d}.png"
+            if draw(records, path) is not None:
+                self._tracker.panel(step, path, group)
 
     def _evaluate(self, step: int, val: ShardSet) -> None:
         cfg = self._config.evaluation
@@ -98,6 +105,7 @@ class Observer:
             self._batches(self._sources.train),
             self._batches(val),
             cfg,
+            head=Head.of(model.objective, self._config.objective),
             device=engine.device,
             gather=interleave(engine.rank, engine.world, engine.all_reduce_host) if engine.world > 1 else None,
             is_main=engine.rank == 0,

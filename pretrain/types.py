@@ -24,7 +24,7 @@ class Batch:
     """One micro-batch of this rank, as the loader hands it over; only the tensors move to the device."""
 
     images: Tensor  # (B, C, H, W) uint8; zeros where weight is 0
-    labels: Tensor  # (B,) int64, -1 where the sample has none
+    labels: Tensor  # (B,) int64, -1 where the sample has none or is bad
     weight: Tensor  # (B,) float32, 1 or 0: 0 marks a bad sample
     positions: Tensor  # (B,) int64, the sample's place in the endless stream
     digest: int  # sum over the samples of a keyed hash, modulo 2**64

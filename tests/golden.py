@@ -19,18 +19,20 @@ import numpy as np  # noqa: E402  # the checkout is not on the path before the l
 import torch  # noqa: E402
 
 from masking.draw import draw  # noqa: E402
+from masking.mask import Mask  # noqa: E402
 from masking.rng import generator, prf  # noqa: E402
 from pretrain.config import load_config  # noqa: E402
 from pretrain.data.order import Order, sample_digest  # noqa: E402
 from pretrain.model import build_model, grid_of  # noqa: E402
+from pretrain.types import Labels  # noqa: E402
 
 _NO_FILE = ["objective.teacher.model=ema"]  # a teacher that is there
 
 
 def compute() -> dict[str, Any]:
     """Every golden number, by name."""
-    runs = {"tiny_cpu": [], "simmim_cifar": [], "illama_cifar_mae": [], "maskalign_cifar": _NO_FILE,
-            "mto_r_simmim_cifar": [], "mto_r_mae_cifar": []}  # fmt: skip
+    runs = {"tiny_cpu": [], "simmim_cifar": [], "illama_cifar_mae": [], "illama_cifar_supervised": [],
+            "maskalign_cifar": _NO_FILE, "mto_r_simmim_cifar": [], "mto_r_mae_cifar": []}  # fmt: skip
     found = {"prf": str(prf(1, "golden", 2)), **_order()}
     return found | {key: value for run in runs.items() for key, value in _objective(*run).items()}
 
@@ -50,15 +52,18 @@ def _objective(name: str, overrides: list[str]) -> dict[str, Any]:
     model = build_model(config)
     shape = (4, config.data.in_chans, *config.data.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, "golden"))
-    target = model.objective.target(images)
-    mask = draw(config.mask, grid_of(config), torch.tensor([1, 3, 5, 7]), config.seed, 11, target.guidance)
+    target = model.objective.target(images, Labels.single(torch.tensor([3, 0, 9, 1])))
+    mask = Mask.of_nothing(4, grid_of(config))
+    if config.mask is not None:
+        mask = draw(config.mask, grid_of(config), torch.tensor([1, 3, 5, 7]), config.seed, 11, target.guidance)
     losses, features = model(images, mask, target)
+    seen = features.tokens if features.tokens.numel() else features.prefix  # a head on the class token asks for no more
     sum(values.sum() for values in losses.values()).backward()  # type: ignore[union-attr]
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     return {
         f"{name}.visible": mask.ids_keep[0].tolist(),
         f"{name}.loss": {key: values.tolist() for key, values in losses.items()},
-        f"{name}.feature": float(features.tokens.detach().double().square().mean()),
+        f"{name}.feature": float(seen.detach().double().square().mean()),
         f"{name}.grad_norm": float(norm.detach()),
     }
 

@@ -10,3 +10,10 @@ def rank(place: Any, overrides: list[str]) -> int:
     from launch.cli import main
 
     raise SystemExit(main(["train", "configs/illama_cifar_mae.py", *overrides]))
+
+
+def supervised_rank(place: Any, overrides: list[str]) -> int:
+    """The same, of a classifier."""
+    from launch.cli import main
+
+    raise SystemExit(main(["train", "configs/illama_cifar_supervised.py", *overrides]))

@@ -108,4 +108,5 @@ def test_pictures_and_evaluations_come_at_first_and_last_step(tmp_path: Path, pa
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].output[-3000:]
     steps = [json.loads(line)["step"] for line in (run_dir / "evaluations.jsonl").read_text().splitlines()]
     assert steps == [0, 5, 10, 12]
-    assert [path.stem for path in sorted((run_dir / "panels").iterdir())] == [f"step-{s:07d}" for s in steps]
+    drawn = [f"{kind}-{s:07d}" for kind in ("heterogeneity", "step") for s in steps]
+    assert [path.stem for path in sorted((run_dir / "panels").iterdir())] == drawn

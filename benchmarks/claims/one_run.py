@@ -30,7 +30,7 @@ class Budget:
 def run(claim: Claim, name: str, seed: int, budget: Budget) -> dict[str, Any]:
     """What `read` finds. A run that is there is read, one that was cut goes on; its teacher's must be there."""
     if not is_finished(claim, name, seed, budget):
-        _lacuna(["train", str(ROOT / (claim.arms[name].config or claim.config)), *settings(claim, name, seed, budget)])
+        lacuna(["train", str(ROOT / (claim.arms[name].config or claim.config)), *settings(claim, name, seed, budget)])
         assert is_finished(claim, name, seed, budget), f"{_folder(budget, name, seed)} lacks its last evaluation"
     return read(claim, name, seed, budget)
 
@@ -107,7 +107,8 @@ def _seconds(run_dir: Path) -> float:
     return sum(batch / line["images_per_s"] for line in lines if line.get("images_per_s"))
 
 
-def _lacuna(arguments: list[str]) -> None:
+def lacuna(arguments: list[str]) -> None:
+    """One command of the product, in a process of its own. Raises RuntimeError with the end of its output."""
     done = subprocess.run(
         [sys.executable, "-m", "pretrain", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

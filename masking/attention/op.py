@@ -123,6 +123,8 @@ def _choose_cpu(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Branc
         return Branch("matmul", "torch's fused attention has nothing to multiply after the softmax")
     if weighting.learns_bias():
         return Branch("matmul", "torch's fused attention for CPUs has no gradient for a bias")
+    if dtype == torch.bfloat16 and not _has_avx512():
+        return Branch("sdpa", "without AVX-512 batched products of bf16 are slower still than torch's fused attention")
     padded = weighting.key_lengths is not None or weighting.query_lengths is not None
     if padded and shape.num_keys < _FEW_KEYS:
         return Branch("matmul", "with few keys, clearing the padding costs torch's fused attention more than it gains")
@@ -156,6 +158,11 @@ def _triton_lacks(dtype: torch.dtype, head_dim: int) -> str | None:
     if blocks.columns(head_dim) not in blocks.HEAD_DIMS:
         return f"they have no blocks for heads of {head_dim}"
     return "the GPU is older than the A100" if _is_old() else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

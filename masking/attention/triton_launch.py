@@ -73,7 +73,7 @@ def backward(
     for name in backward_kernels(num_queries, fixed.numbers["num_keys"]):
         _launch(name, tensors, fixed)
     if not any(needs):
-        return [*grads, *[lse.new_empty(0)] * 4]
+        return [*grads, *(lse.new_empty(0) for _ in range(4))]  # each its own: no output of an operator is another
     tables = ((weighting.before, tensors.get("dbefore")), (weighting.after, tensors.get("dafter")))
     small = [
         tensors["dalpha"].sum() if needs.alpha else lse.new_empty(0),

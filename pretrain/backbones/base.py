@@ -72,7 +72,7 @@ class BackboneConfig(Protocol):
     @property
     def answers(self) -> tuple[str, ...]:
         """What else its encoder's forward takes, for objectives that ask for it: "questions" (num_queries), "prefix"
-        (prefix_lengths), see illama.py; "treatment", for MTO-R, see vit.py."""
+        (prefix_lengths), see illama.py; "treatment", for MTO-R, see vit.py. And "class_token", where it has one."""
         ...
 
     def dimensions(self) -> tuple[int, int, int]:

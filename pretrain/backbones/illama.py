@@ -83,8 +83,9 @@ class IllamaConfig:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Questions behind the patches need the class token behind them; a prefix, the mode of that name."""
-        return ("questions",) * (self.class_token == "last") + ("prefix",) * (self.mode == "prefix")
+        """The class token; questions behind the patches need it behind them, and a prefix the mode of that name."""
+        questions, prefix = self.class_token == "last", self.mode == "prefix"
+        return ("class_token",) + ("questions",) * questions + ("prefix",) * prefix
 
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,6 @@ class ViTConfig:
     depth: int | None = None  # overrides the size's number of blocks
     heads: int | None = None  # overrides the size's number of attention heads
 
-    answers: ClassVar[tuple[str, ...]] = ("treatment",)
-
     @property
     def num_prefix(self) -> int:
         """Class token and registers."""
@@ -65,6 +63,11 @@ class ViTConfig:
     def has_class_token(self) -> bool:
         """Whether the first of the prefix tokens is a class token."""
         return self.class_token
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """MTO-R's treatment always; the class token where there is one."""
+        return ("treatment",) + ("class_token",) * self.class_token
 
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""

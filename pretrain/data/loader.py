@@ -141,7 +141,7 @@ def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str,
         ]
         yield {
             "images": images.unflatten(0, (len(crops), len(group))),
-            "labels": np.array([sample["__label__"] for sample in group], np.int64),
+            "labels": np.array([-1 if "__bad__" in sample else sample["__label__"] for sample in group], np.int64),
             "boxes": None if source.cfg.boxes is None else _filled_up(boxes, len(crops)),
             "weight": np.array([float(state == OK) for state in status], np.float32),
             "positions": np.array([position for position, _, _ in at], np.int64),

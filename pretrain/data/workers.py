@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import webdataset as wds
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.errors import ConfigError, LacunaError, SavedForLater
 
@@ -70,7 +71,7 @@ class Fetcher:
         loader = wds.WebLoader(pipeline, **options)
         self._items: Iterator[Any] | None = iter(loader.stage(0))  # a generator around it would not survive a poll
         self._processes = [child for child in multiprocessing.active_children() if child not in others]
-        weakref.finalize(self, _kill, self._processes)
+        weakref.finalize(self, _end, self._items, self._processes)
         atexit.register(_kill, self._processes)  # before multiprocessing's, which would wait for them
 
     def __iter__(self) -> Fetcher:
@@ -94,8 +95,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Ends the workers. What they had made ahead is dropped; a pure function can make it again."""
-        self._items = None  # lets them end by themselves
-        _kill(self._processes)
+        items, self._items = self._items, None
+        _end(items, self._processes)
 
     def _explain(self, error: Exception, waited_s: float) -> None:
         """Returns where waiting goes on; raises otherwise."""
@@ -105,7 +106,6 @@ class Fetcher:
         if "timed out after" in text:
             if waited_s < self._timeout_s:
                 return
-            _kill(self._processes)  # at once: each would be waited for
             self.close()
             raise SavedForLater(
                 f"the loader gave nothing for data.timeout_s={self._timeout_s:g} s{self._awaited()}; "
@@ -173,6 +173,19 @@ def _death(processes: list[BaseProcess]) -> str:
         if code:
             return f" (pid {process.pid}, exit code {code})"
     return ""
+
+
+def _end(items: Iterator[Any] | None, processes: list[BaseProcess]) -> None:
+    """Kills the workers of torch's iterator, and keeps it from ending them in its own way: that takes a lock which a
+    worker may hold when it is killed, and then waits for ever."""
+    _kill(processes)
+    if isinstance(items, _MultiProcessingDataLoaderIter):
+        items._shutdown = True
+        if hasattr(items, "_pin_memory_thread"):
+            items._pin_memory_thread_done_event.set()
+        for queue in items._index_queues:
+            queue.cancel_join_thread()
+            queue.close()
 
 
 def _kill(processes: list[BaseProcess]) -> None:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.backbones.base import Backbone
 from pretrain.config import Config, read_config
 from pretrain.engine.published import encoder_of, read_newest
 from pretrain.errors import CheckpointError
-from pretrain.model import build_backbone
+from pretrain.model import PretrainModel, build_backbone, build_model
+from pretrain.objectives.base import Objective
+
+Filled = TypeVar("Filled", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder and where its weights come from."""
+    """An encoder, with its objective where that is a classifier, and where their weights come from."""
 
     backbone: Backbone  # on the CPU, float32, in eval mode, without gradients
     config: Config
     step: int
     which: str  # ema or model
     fingerprint: str = ""  # of the shards it was trained on
+    objective: Objective | None = None  # likewise
 
 
 def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) -> Loaded:
@@ -34,8 +39,12 @@ def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) 
     before it taken. Raises ConfigError for a run or step that is not there, CheckpointError where nothing verifies."""
     config = read_config(Path(run_dir) / "config.json")
     found = read_newest(Path(run_dir), weights, step)
-    backbone = _filled(config, found.state, found.directory)
-    return Loaded(backbone, config, found.commit.step, found.which, str(found.commit.run.get("fingerprint", "")))
+    fingerprint = str(found.commit.run.get("fingerprint", ""))
+    if config.objective.num_classes is not None:
+        model = _filled(untrained_model(config), found.state, found.directory)
+        return Loaded(model.backbone, config, found.commit.step, found.which, fingerprint, model.objective)
+    backbone = _filled(untrained_backbone(config), encoder_of(found.state), found.directory)
+    return Loaded(backbone, config, found.commit.step, found.which, fingerprint)
 
 
 def untrained_backbone(config: Config) -> Backbone:
@@ -44,10 +53,15 @@ def untrained_backbone(config: Config) -> Backbone:
         return build_backbone(config).eval().requires_grad_(False)
 
 
-def _filled(config: Config, state: dict[str, Tensor], directory: Path) -> Backbone:
-    backbone = untrained_backbone(config)
+def untrained_model(config: Config) -> PretrainModel:
+    """The encoder as `untrained_backbone` gives it, and the objective a run of config starts with."""
+    with torch.random.fork_rng(devices=[]):
+        return build_model(config).eval().requires_grad_(False)
+
+
+def _filled(module: Filled, state: dict[str, Tensor], directory: Path) -> Filled:
     try:
-        backbone.load_state_dict(encoder_of(state), strict=True)
+        module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{directory} does not hold the encoder that config.json describes: {error}") from error
-    return backbone
+    return module

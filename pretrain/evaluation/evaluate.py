@@ -1,4 +1,5 @@
-"""What a run's encoder is worth without fine-tuning: kNN, a linear probe, and the effective rank of its features."""
+"""What a run's encoder is worth without fine-tuning: kNN, a linear probe, and the effective rank of its features. Of a
+supervised run, the accuracy of its own head as well."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from pretrain.backbones.base import Backbone
 from pretrain.errors import ConfigError, DataError, NumericalError
 from pretrain.evaluation.features import Extracted, Gather, extract
+from pretrain.evaluation.head import Head, predict
 from pretrain.evaluation.knn import knn_predict
 from pretrain.evaluation.linear import fit_probe, held_out
 from pretrain.evaluation.rank import effective_rank
@@ -25,6 +27,7 @@ def evaluate(
     val_batches: Batches | None,
     cfg: EvaluationConfig,
     *,
+    head: Head | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     gather: Gather | None = None,
@@ -32,8 +35,11 @@ def evaluate(
     names: tuple[str, str] = ("the training shards", "the validation shards"),
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracies as shares in 0..1 under `knn` and `linear`, `chance` (the share of the commonest class),
+    """Accuracies as shares in 0..1 under `knn`, `linear` and `head`, `chance` (the share of the commonest class),
     `effective_rank`, counts, and `warnings` in words. `extract` says what the batches are and what gather does.
+
+    The head is asked of val_batches. Where nothing else is measured, train_batches are not read: there is `head`,
+    `chance`, counts and `warnings`.
 
     Without val_batches kNN is asked of every training image with that image left out, and the probe is tested on a
     fifth of each class, which it was not fitted on. Under several ranks all extract and the main one goes on; others
@@ -45,9 +51,16 @@ def evaluate(
             backbone, batches, cfg.pool, cfg.layer, device, dtype=dtype, gather=gather, on_progress=on_progress
         )
 
+    found: dict[str, Any] = {}
+    if "head" in cfg.methods:
+        assert head is not None and val_batches is not None  # `check_head`
+        predicted = predict(head, backbone, val_batches, device, dtype=dtype, gather=gather, on_progress=on_progress)
+        found = _headed(predicted, head.num_classes, names[1]) if is_main else {}
+    if set(cfg.methods) == {"head"}:
+        return found
     train = features(train_batches)
     val = None if val_batches is None else features(val_batches)
-    return measure(train, val, cfg, names=names) if is_main else {}
+    return _with_head(found, measure(train, val, cfg, names=names)) if is_main else {}
 
 
 def measure(
@@ -84,6 +97,27 @@ def measure(
     }
 
 
+def _headed(predicted: Extracted, num_classes: int, name: str) -> dict[str, Any]:
+    warnings = _check(predicted, name)
+    labels = predicted.labelled.labels
+    warnings += _unknown_words(labels[labels >= num_classes], (f"the head's {num_classes}", name))
+    return {
+        "head": _share(predicted.labelled.features[:, 0] == labels),
+        "chance": int(labels.bincount().max()) / len(labels),
+        "val_images": len(predicted.labels),
+        "bad_images": predicted.num_bad,
+        "warnings": warnings,
+    }
+
+
+def _with_head(found: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with the head's share in front; what is odd about the validation split is said once."""
+    if not found:
+        return measured
+    warnings = list(dict.fromkeys([*found["warnings"], *measured["warnings"]]))
+    return {"head": found["head"], **measured, "warnings": warnings}
+
+
 def _linear(x: Tensor, labels: Tensor, asked: Tensor | None, truth: Tensor) -> dict[str, float]:
     if asked is None:
         held = held_out(labels)
@@ -109,7 +143,7 @@ def _check(split: Extracted, name: str) -> list[str]:
         raise DataError(f"{name}: no image could be used ({split.num_bad} could not be decoded)")
     if labelled == 0:
         raise ConfigError(
-            f"{name} have no labels, and kNN and the linear probe need one an image: a member .cls (a class number) "
+            f"{name} have no labels, and evaluation needs one an image: a member .cls (a class number) "
             "beside it; `lacuna pack` writes them for folders with one folder a class"
         )
     if labelled < 2:

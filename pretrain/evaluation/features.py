@@ -32,7 +32,6 @@ class Extracted:
         return Extracted(self.features[kept], self.labels[kept], self.num_bad)
 
 
-@torch.no_grad()
 def extract(
     backbone: Backbone,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -52,11 +51,31 @@ def extract(
     puts the rows together again. The modes of backbone's modules are put back afterwards; its weights are only read.
     """
     check_pool(backbone, pool, layer)
-    rows, labels = [torch.zeros(0, backbone.width)], [torch.zeros(0, dtype=torch.int64)]
+
+    def pooled(images: Tensor) -> Tensor:
+        return _pooled(backbone, images, pool, layer)
+
+    with evaluating(backbone):
+        return read(pooled, backbone.width, batches, device, dtype=dtype, gather=gather, on_progress=on_progress)
+
+
+@torch.no_grad()
+def read(
+    row: Callable[[Tensor], Tensor],
+    width: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype,
+    gather: Gather | None,
+    on_progress: Callable[[int], None] | None,
+) -> Extracted:
+    """What row makes of the images (B, C, H, W) uint8 of each of batches: (B, width) floats; the rest as `extract`."""
+    rows, labels = [torch.zeros(0, width)], [torch.zeros(0, dtype=torch.int64)]
     device = torch.device(device)
-    with evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for images, batch_labels in batches:
-            rows.append(_pooled(backbone, images.to(device, non_blocking=True), pool, layer).float().cpu())
+            rows.append(row(images.to(device, non_blocking=True)).float().cpu())
             labels.append(batch_labels.to("cpu", torch.int64))
             if on_progress is not None:
                 on_progress(len(images))

@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Quality of frozen features, measured as the run goes on; never touches the trained weights."""
+    """Quality of frozen features, or of a classifier, measured as the run goes on; never touches the trained weights."""
 
     every_steps: int | None = None  # steps between two evaluations; None: none during training
-    methods: tuple[Literal["knn", "linear"], ...] = ("knn",)  # what is measured
+    methods: tuple[Literal["knn", "linear", "head"], ...] = ("knn",)  # what is measured; head is a supervised run's own
     weights: Literal["ema", "model"] = "ema"  # which weights; ema falls back to model where none is kept
     pool: Literal["mean", "cls"] = "mean"  # a feature is the mean of the patch tokens, or the class token
     layer: int = -1  # block whose output is used: -1 the last with the final norm; others count from 0, normalised alike

@@ -58,7 +58,8 @@ class MaskTokenObjective(Objective):
     def inspect(self, backbone: Backbone, images: Tensor, mask: Mask, target: Target) -> dict[str, Any]:
         """{"heterogeneity": values by name}, means over images, with MTO-R or without: a list over the blocks for each
         of `Figures` and for the hidden keys that are excluded; the first block's figures if no token had a position
-        ("bare"); counts of tokens, and the norm of the mask token."""
+        ("bare"); counts of tokens; and what is followed as curves: H = 1 - entropy, its mean over the first half of the
+        blocks ("early") and over the last ("late"), and the norm of the mask token."""
         blocks = self.treated_blocks(backbone)
         if blocks is None or not mask.num_hidden:
             return {}
@@ -75,7 +76,14 @@ class MaskTokenObjective(Objective):
         found["excluded"] = [plan.excluded for plan in treatment.plans]
         found["bare"] = {name: _mean(values) for name, values in bare._asdict().items()}
         found["tokens"] = {"seen": treatment.num_seen, "hidden": mask.num_hidden}
+        found["early"], found["late"] = _halves([1 - entropy for entropy in found["entropy"]])
         return {"heterogeneity": {**found, "token_norm": round(float(token.norm()), 6)}}
+
+
+def _halves(values: list[float]) -> tuple[float, float]:
+    """Means of the first half of values and of the last; one in the middle is in neither, a single one in both."""
+    half = max(1, len(values) // 2)
+    return round(sum(values[:half]) / half, 6), round(sum(values[-half:]) / half, 6)
 
 
 def _mean(values: Tensor) -> float:

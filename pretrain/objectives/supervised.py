@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from masking.mask import Mask
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.flops import Sizes
-from pretrain.errors import ConfigError
 from pretrain.objectives.base import Objective
 from pretrain.ranges import AT_LEAST_0, BELOW_1, Range, check_ranges
 from pretrain.types import Features, Labels, Losses, Target
@@ -40,7 +39,11 @@ class SupervisedConfig:
     least_hidden: ClassVar[int | None] = None
     reconstructs: ClassVar[bool] = False
     gives_guidance: ClassVar[bool] = False
-    asks: ClassVar[str | None] = None
+
+    @property
+    def asks(self) -> str | None:
+        """A class token, where it is what the head reads."""
+        return "class_token" if self.pool == "cls" else None
 
     def check(self) -> None:
         """Raises ConfigError for settings out of range."""
@@ -52,7 +55,8 @@ class SupervisedConfig:
 
     def forward_flops(self, sizes: Sizes) -> float:
         """FLOPs of one image's forward: the encoder on all patches, and the head."""
-        return sizes.encoder_flops(sizes.num_patches) + 2 * sizes.width * self.num_classes
+        encoder = sizes.encoder_flops(sizes.num_patches, only_prefix=self.pool == "cls")
+        return encoder + 2 * sizes.width * self.num_classes
 
 
 class Supervised(Objective):
@@ -60,10 +64,6 @@ class Supervised(Objective):
 
     def __init__(self, config: SupervisedConfig, backbone: Backbone) -> None:
         super().__init__()
-        if config.pool == "cls" and getattr(backbone, "cls_token", None) is None:
-            raise ConfigError(
-                "objective.pool=cls needs a class token and this encoder has none; set objective.pool=mean"
-            )
         self.config = config
         self.checkpointing = False  # there is no decoder; the backbone has its own
         self.head = nn.Linear(backbone.width, config.num_classes)
@@ -83,7 +83,8 @@ class Supervised(Objective):
         rng: torch.Generator | Tensor | None = None,
     ) -> tuple[Losses, Features]:
         """{"class": (B,) float32}, the cross-entropy of images (B, C, H, W) uint8 with their soft targets, and the
-        features of all patches. mask hides nothing, and rng is not used."""
+        features of all patches, or of the prefix alone where the head reads the class token. mask hides nothing, and
+        rng is not used."""
         assert target.labels is not None
         features = self._encode(backbone, images)
         logits = self._score(features)
@@ -95,7 +96,7 @@ class Supervised(Objective):
         return self._score(self._encode(backbone, images))
 
     def _encode(self, backbone: Backbone, images: Tensor) -> Features:
-        return backbone(backbone.embed(images))
+        return backbone(backbone.embed(images), only_prefix=self.config.pool == "cls")
 
     def _score(self, features: Features) -> Tensor:
         """(B, num_classes) float32."""

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.charts import Scale, short, ticks
+from pretrain.tracking.charts import Scale
 from pretrain.tracking.panels import save
-from pretrain.tracking.pen import INK, TEXT_PX, Pen
+from pretrain.tracking.pen import INK, ORANGE, TEAL, TEXT_PX, Pen
 
 NAME = "attention-rank"  # of the files in a run's directory: .json and .png
-_GRID = (126, 126, 126, 60)
-_TRAINED = (22, 148, 138, 255)
-_MASK = (204, 106, 40, 255)
+_TRAINED, _MASK = (*TEAL, 255), (*ORANGE, 255)
 _SIZE = (1520, 840)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 96, 360, 120, 84  # the right margin names the horizontal lines
 
@@ -45,9 +43,7 @@ def attention_picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> P
 
 
 def _frame(pen: Pen, x: Scale, y: Scale, num_blocks: int) -> None:
-    for value in ticks(y.low, y.high):
-        pen.line([(_LEFT, y.at(value)), (_SIZE[0] - _RIGHT, y.at(value))], _GRID, 2)
-        pen.text(_LEFT - 14, y.at(value), short(value), anchor="rm")
+    pen.grid(x, y)
     every = -(-num_blocks // 16)
     for index in range(0, num_blocks, every):
         pen.text(x.at(index), _SIZE[1] - _BOTTOM + 12, str(index), anchor="ma")
@@ -58,8 +54,7 @@ def _baselines(pen: Pen, y: Scale, baselines: Mapping[str, int]) -> None:
     right, lowest = _SIZE[0] - _RIGHT, float(_SIZE[1])
     for name, rank in sorted(baselines.items(), key=lambda item: item[1]):
         at = y.at(rank)
-        for start in range(_LEFT, right, 28):
-            pen.line([(start, at), (min(start + 16, right), at)], INK, 3)
+        pen.dashes(_LEFT, right, at)
         lowest = min(at, lowest - TEXT_PX - 6)  # names do not meet, where ranks are close
         pen.text(right + 14, lowest, f"{name} {rank}", anchor="lm")
 

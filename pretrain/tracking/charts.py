@@ -14,6 +14,7 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT = 520, 256
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 22, 28  # hovering writes above the top
 _MAX_POINTS = 400
+_NAME_PX = 160  # room for an event's name
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Series:
 
     name: str
     points: Sequence[Point]  # x ascending
-    style: str = "first"  # class in the style sheet: first, second, or faint for raw values behind a smoothed line
+    style: str = "first"  # class in the style sheet: first, second, third, or faint for what is behind a smoothed line
     dots: bool = False  # marks every point; for few of them
 
 
@@ -51,9 +52,11 @@ def chart(
     log_y: bool = False,
     from_zero: bool = False,
     marks: Sequence[float] = (),
+    events: Sequence[tuple[str, float]] = (),
     levels: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """An SVG of the series over steps. marks: steps with a vertical line (resumes); levels: named horizontal lines."""
+    """An SVG of the series over steps. marks: steps with a vertical line (resumes); events: named ones; levels: named
+    horizontal lines."""
     series = [Series(s.name, thin(s.points), s.style, s.dots) for s in series if s.points]
     if not series:
         return ""
@@ -64,13 +67,21 @@ def chart(
     x = Scale(x_low, max(max(x_values), x_low + 1), _LEFT, _WIDTH - _RIGHT, log_x)
     y = Scale(low, high, _HEIGHT - _BOTTOM, _TOP, log_y)
     name = "clip-" + "".join(c if c.isalnum() else "-" for c in f"{title}{'-log' if log_x else ''}")
-    body = [_grid(x, y, percent), *_verticals(x, marks), *_levels(y, levels, percent)]
+    body = [_grid(x, y, percent), *_verticals(x, marks), *_events(x, events), *_levels(y, levels, percent)]
     body += [f'<g clip-path="url(#{name})">', *(_line(s, x, y) for s in series), "</g>"]
     clip = (
         f'<clipPath id="{name}"><rect x="{_LEFT - 5}" y="{_TOP - 4}" width="{_WIDTH - _LEFT - _RIGHT + 10}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM + 4}"/></clipPath>'
     )
-    hover = [
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
+        f"data-hover='{_hover(series, x, y, percent)}'>{clip}{''.join(body)}</svg>"
+    )
+
+
+def _hover(series: Sequence[Series], x: Scale, y: Scale, percent: bool) -> str:
+    """Places and values of the points, for the page's script."""
+    shown = [
         {
             "name": s.name,
             "points": [[round(x.at(a), 1), round(y.at(b), 1), int(a), _value(b, percent)] for a, b in s.points],
@@ -78,10 +89,7 @@ def chart(
         for s in series
         if s.style != "faint"
     ]
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
-        f"data-hover='{escape(json.dumps(hover, separators=(',', ':')), quote=True)}'>{clip}{''.join(body)}</svg>"
-    )
+    return escape(json.dumps(shown, separators=(",", ":")), quote=True)
 
 
 def smooth(points: Sequence[Point], *, sharp_start: bool = False, share: float = 0.02) -> list[Point]:
@@ -175,6 +183,20 @@ def _verticals(x: Scale, marks: Sequence[float]) -> list[str]:
         for m in marks
         if x.low < m < x.high
     ]
+
+
+def _events(x: Scale, events: Sequence[tuple[str, float]]) -> list[str]:
+    """A line each, and its name on its right where there is room."""
+    parts = []
+    for name, step in events:
+        at = x.at(step)
+        left = at > x.end - _NAME_PX
+        parts.append(f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
+        parts.append(
+            f'<text class="level" x="{at - 6 if left else at + 6:.1f}" y="{_TOP + 12}" '
+            f'text-anchor="{"end" if left else "start"}">{escape(name)}</text>'
+        )
+    return parts
 
 
 def _levels(y: Scale, levels: Sequence[tuple[str, float]], percent: bool) -> list[str]:

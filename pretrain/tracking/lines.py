@@ -44,6 +44,17 @@ def read_lines(path: str | Path) -> list[Record]:
     return [record for record, _ in _parse(Path(path))]
 
 
+def inspected_numbers(record: Record) -> Record:
+    """The single numbers that an inspection has of each thing it looked at, as THING_NAME: followed as curves."""
+    things = {thing: values for thing, values in record.items() if isinstance(values, dict)}
+    return {
+        f"{thing}_{name}": value
+        for thing, values in things.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+
+
 def keep_lines(path: str | Path, keep: Callable[[Record], bool]) -> int:
     """Drops the records for which keep is false, and a torn last line, by one atomic rename; how many lines went.
 

@@ -7,9 +7,10 @@ import time
 from html import escape
 from pathlib import Path
 
-from pretrain.tracking.charts import Point, Series, chart, short, smooth
+from pretrain.tracking.charts import Series, chart, short, smooth
 from pretrain.tracking.live import duration
-from pretrain.tracking.report_pictures import alignment, attention, masks, reconstructions
+from pretrain.tracking.report_curves import curves, legend
+from pretrain.tracking.report_pictures import alignment, attention, heterogeneity, masks, predicts, reconstructions
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -22,7 +23,11 @@ _ABOUT_ALIGNMENT = (
     "What the student's layers give to each level of the teacher. A level's adaptor takes up any scale, so rows are "
     "shares: their sizes sum to 1, and the colour is the sign."
 )
-_SCORES = (("knn", "kNN"), ("linear", "Linear probe"))
+_ABOUT_HETEROGENEITY = (
+    "What hidden tokens are like in the blocks that they go through: H high in early blocks and falling with depth is "
+    "what MTO-R is after. Positions alone make hidden tokens differ; rings are what is left without them."
+)
+_SCORES = (("head", "Own head", "third"), ("knn", "kNN", "first"), ("linear", "Linear probe", "second"))
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -37,12 +42,12 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _page(run: RunData) -> str:
     sections = [
-        ("Reconstructions", _about_reconstructions(run), reconstructions(run)),
-        ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", _curves(run)),
-        ("Frozen features", "What simple classifiers make of the encoder's features; step 0 is the untrained encoder.",
-         _features(run)),
+        (*_about_pictures(run), reconstructions(run)),
+        ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", curves(run)),
+        ("Frozen features", _about_features(run), _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
+        ("Hidden tokens", _ABOUT_HETEROGENEITY, heterogeneity(run)),
         ("Masks", "Filled squares are what the encoder sees.", masks(run)),
         ("History", "Every attempt at this run, and what became of it.", history(run)),
         ("Bad samples", "Images that could not be used: they kept their place and weighed nothing.", bad_samples(run)),
@@ -61,11 +66,21 @@ def _page(run: RunData) -> str:
     )
 
 
-def _about_reconstructions(run: RunData) -> str:
+def _about_features(run: RunData) -> str:
+    words = "What simple classifiers make of the encoder's features; step 0 is the untrained encoder."
+    if run.evaluated("head"):
+        words += " Own head is the accuracy of the classifier that is trained with it."
+    return words
+
+
+def _about_pictures(run: RunData) -> tuple[str, str]:
+    """(title, lead) of the reconstructions, or of what there is in their place."""
+    if not predicts(run):
+        return "Images", "What the encoder sees, and all there is; validation images, where the run has any."
     words = "The same images at several steps, visible patches pasted in; validation images, where the run has any."
     if run.config.get("objective", {}).get("norm_pixels"):
         words += " The model predicts normalised pixels, so hidden patches are given their true mean and contrast back."
-    return words
+    return "Reconstructions", words
 
 
 def _header(run: RunData) -> str:
@@ -97,7 +112,7 @@ def _status(run: RunData) -> str:
 
 def _scores(run: RunData) -> list[str]:
     cards = []
-    for key, name in _SCORES:
+    for key, name, _ in _SCORES:
         points = run.evaluated(key)
         if not points:
             continue
@@ -149,64 +164,20 @@ def _number(label: str, value: str, more: str, kind: str = "number") -> str:
     return f'<div class="{kind}">{parts}</div>'
 
 
-def _curves(run: RunData) -> str:
-    if not run.steps:
-        return '<p class="note">No step has been logged yet; the curves begin with the first.</p>'
-    loss = run.curve("loss")
-    cards = [_loss_card(run, loss)] if loss else []
-    plans = [
-        ("Learning rate", "lr", ""),
-        ("Soft mask", "alpha", "how much later tokens count: 1 as without a mask"),
-        ("Gradient norm", "grad_norm", "before clipping"),
-        ("Images per second", "images_per_s", "all processes"),
-        ("Waiting for data", "data_wait", "share of a step's time"),
-        ("Model FLOPs utilisation", "mfu", "of the hardware's peak"),
-        ("Peak memory", "memory_gb", "gigabytes"),
-    ]
-    for title, key, note in plans:
-        points = run.curve(key)
-        if not points or (key == "memory_gb" and _flat(points)):  # then it is a number above
-            continue
-        series = [Series("raw", points, "faint"), Series(title, smooth(points, sharp_start=key == "grad_norm"))]
-        if key in ("lr", "alpha"):
-            series = [Series(title, points)]
-        wide = key == "grad_norm" and _wide(points)
-        percent = key in ("data_wait", "mfu")
-        picture = chart(title, series, marks=run.resumes, percent=percent, log_y=wide, from_zero=not wide)
-        cards.append(f'<div class="card"><h3>{title} <small>{note}</small></h3>{picture}</div>')
-    return f'<div class="charts">{"".join(cards)}</div>'
-
-
-def _loss_card(run: RunData, loss: list[Point]) -> str:
-    series = [Series("raw", loss, "faint"), Series("loss", smooth(loss, sharp_start=True))]
-    linear = chart("Loss", series, marks=run.resumes)
-    if len(loss) < 50:
-        return f'<div class="card"><h3>Loss</h3>{linear}</div>'
-    log = chart("Loss", series, marks=run.resumes, log_x=True)
-    return (
-        '<div class="card swap"><input type="radio" name="loss-x" id="loss-a" checked>'
-        '<input type="radio" name="loss-x" id="loss-b">'
-        '<span class="choice"><label for="loss-a">steps</label> <label for="loss-b">log steps</label></span>'
-        f'<h3>Loss</h3><div class="a">{linear}</div><div class="b">{log}</div></div>'
-    )
-
-
 def _features(run: RunData) -> str:
     if not run.evaluations:
         return (
             '<p class="note">No evaluation has been made. Set evaluation.every_steps and data.val, or run '
             "<code>lacuna evaluate</code> on this run.</p>"
         )
-    scores = [Series(name, run.evaluated(key), style, dots=True)
-              for (key, name), style in zip(_SCORES, ("first", "second"), strict=True)]  # fmt: skip
+    scores = [Series(name, run.evaluated(key), style, dots=True) for key, name, style in _SCORES]
     scores = [s for s in scores if s.points]
     chance = run.evaluated("chance")
     cards = []
     if scores:
-        legend = "".join(f'<span><i class="{s.style}"></i>{s.name}</span>' for s in scores)
         picture = chart("Accuracy", scores, percent=True, marks=run.resumes,
                         levels=[("commonest class", chance[-1][1])] if chance else [])  # fmt: skip
-        cards.append(f'<div class="card"><h3>Accuracy <span class="legend">{legend}</span></h3>{picture}</div>')
+        cards.append(f'<div class="card"><h3>Accuracy {legend(scores)}</h3>{picture}</div>')
     ranks = run.evaluated("effective_rank")
     if ranks:
         picture = chart("Effective rank", [Series("rank", ranks, dots=True)], marks=run.resumes)
@@ -219,14 +190,3 @@ def _warnings(run: RunData) -> str:
     words = run.evaluations[-1].get("warnings")
     items = words if isinstance(words, list) else []
     return "".join(f'<p class="warn">{escape(str(item))}</p>' for item in items)
-
-
-def _flat(points: list[Point]) -> bool:
-    values = [y for _, y in points]
-    return max(values) <= 1.2 * min(values)
-
-
-def _wide(points: list[Point]) -> bool:
-    values = sorted(y for _, y in points)
-    middle = values[len(values) // 2]
-    return values[0] > 0 and values[-1] > 20 * middle

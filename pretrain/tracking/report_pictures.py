@@ -7,7 +7,6 @@ import base64
 import io
 import json
 from html import escape
-from pathlib import Path
 
 from PIL import Image
 
@@ -18,6 +17,8 @@ from pretrain.errors import ConfigError
 from pretrain.tracking.alignment_picture import alignment_film
 from pretrain.tracking.attention_picture import NAME
 from pretrain.tracking.charts import short
+from pretrain.tracking.frames import frames
+from pretrain.tracking.heterogeneity_picture import heterogeneity_sheet
 from pretrain.tracking.panels import Cells, read_cells
 from pretrain.tracking.run_data import RunData
 
@@ -31,10 +32,16 @@ _TOKEN_FIGURES = (
 )
 
 
+def predicts(run: RunData) -> bool:
+    """Whether the run's pictures show what it makes of hidden patches; True where there is no picture yet."""
+    cells = read_cells(run.panels[-1][1]) if run.panels else None
+    return cells is None or "paste" in cells.rows[0]
+
+
 def reconstructions(run: RunData) -> str:
     """A table: a row an image: masked, reconstructed at some steps where the objective does that, original; or a
     sentence."""
-    sheets = [(step, cells) for step, path in _spread(run.panels) if (cells := read_cells(path)) is not None]
+    sheets = [(step, cells) for step, path in frames(run.panels, _MAX_STEPS) if (cells := read_cells(path)) is not None]
     if not sheets and run.config.get("mask") is None:
         return ""
     if not sheets:
@@ -56,7 +63,9 @@ def reconstructions(run: RunData) -> str:
         row = [_cell(picture, "masked" if i == 0 else f"step {sheets[i - 1][0]}") for i, picture in enumerate(pictures)]
         rows.append("".join([*row, '<td class="gap"></td>', _cell(first.rows[index]["original"], "original")]))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="strip"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>{body}</tbody></table></div>'
+    columns = f'style="--columns:{len(sheets) + 2}"'  # few of them are not blown up to the width of the page
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="strip"><table {columns}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def attention(run: RunData) -> str:
@@ -93,6 +102,15 @@ def alignment(run: RunData) -> str:
     )
     image = f'<img src="{_png(film)}" alt="matrix of the alignment at several steps" style="max-width:100%">'
     return f'<div class="card wide">{image}{table}</div>'
+
+
+def heterogeneity(run: RunData) -> str:
+    """What hidden tokens are like in every block; nothing where no inspection has looked at them."""
+    sheet = heterogeneity_sheet(run.inspections)
+    if sheet is None:
+        return ""
+    words = "figures of hidden tokens by block at several steps"
+    return f'<div class="card wide"><img src="{_png(sheet)}" alt="{words}" style="max-width:100%"></div>'
 
 
 def masks(run: RunData) -> str:
@@ -155,19 +173,6 @@ def _frequency_svg(frequency: list[list[float]]) -> str:
 
 def _svg(cells: list[list[bool]] | list[list[float]], body: str) -> str:
     return f'<svg viewBox="-.3 -.3 {len(cells[0]) + 0.6} {len(cells) + 0.6}" aria-hidden="true">{body}</svg>'
-
-
-def _spread(panels: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    """At most _MAX_STEPS of the panels, denser at the start, where most changes: the first and last are among them."""
-    if len(panels) <= _MAX_STEPS:
-        return panels
-    last = len(panels) - 1
-    places = {round((last + 1) ** (i / (_MAX_STEPS - 1)) - 1) for i in range(_MAX_STEPS)}
-    for place in range(last):  # small powers may have met in one place
-        if len(places) == _MAX_STEPS:
-            break
-        places.add(place)
-    return [panels[place] for place in sorted(places)]
 
 
 def _same_images(first: Cells, other: Cells) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.errors import ConfigError
 from pretrain.tracking.charts import Point
-from pretrain.tracking.lines import Record, read_lines
+from pretrain.tracking.lines import Record, inspected_numbers, read_lines
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class RunData:
     def evaluated(self, key: str) -> list[Point]:
         """(step, value) of every evaluation that has a number under key."""
         return [(r["step"], r[key]) for r in self.evaluations if _is_number(r.get(key))]
+
+    def inspected(self, key: str) -> list[Point]:
+        """(step, value) of every inspection that has a number under key, as `inspected_numbers` names it."""
+        found = [(r["step"], inspected_numbers(r)) for r in self.inspections]
+        return [(step, numbers[key]) for step, numbers in found if _is_number(numbers.get(key))]
 
     def total(self, key: str) -> int:
         """Sum over the steps of a count."""

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.lines import Record
+from pretrain.tracking.lines import Record, inspected_numbers
 from pretrain.tracking.wandb_log import read_history
 
 _POLL_S = 1.0
@@ -29,8 +29,13 @@ _SETTLE_S = 3.0
 _GRACE_S = 30.0  # from the end of the parent to the end of this process
 _PROBE_S = 3.0
 _INIT_S = 30.0
-_PICTURES = {"panels": "panels/reconstruction", "alignment": "alignment/matrix"}  # by the group of a journal's line
-_GROUPS = ("eval", *_PICTURES)
+_PICTURES = {  # by the group of a journal's line
+    "panels": "panels/reconstruction",
+    "alignment": "alignment/matrix",
+    "heterogeneity": "heterogeneity/blocks",
+}
+_GROUPS = ("eval", "inspect", *_PICTURES)
+_FOLLOWED = ("metrics", "evaluations", "inspections", "journal")
 _TEXT_KEYS = ("loss_hex", "digest")  # for comparing runs to the bit, not for curves
 
 
@@ -63,12 +68,12 @@ class Sender:
         self._run_dir = run_dir
         self._run = run
         self._mode = mode
-        self._tails = {name: Tail(run_dir / f"{name}.jsonl") for name in ("metrics", "evaluations", "journal")}
+        self._tails = {name: Tail(run_dir / f"{name}.jsonl") for name in _FOLLOWED}
         self._last, self._sent = _on_disk(run_dir / "wandb")
         if mode == "online":
             self._last = run.starting_step - 1 if run.resumed else 0
             self._sent = {key for key in self._sent if key[1] <= self._last}
-        self._waiting: list[tuple[int, str, Record]] = []  # evaluations and panels: (step, group, record)
+        self._waiting: list[tuple[int, str, Record]] = []  # evaluations, inspections, panels: (step, group, record)
         self._in_row: set[str] = set()  # groups that are in W&B's current row already
 
     def follow(self, ending: threading.Event) -> None:
@@ -83,6 +88,7 @@ class Sender:
 
     def _send(self) -> None:
         self._waiting += [(row["step"], "eval", row) for row in self._tails["evaluations"].new()]
+        self._waiting += [(row["step"], "inspect", row) for row in self._tails["inspections"].new()]
         panels = [row for row in self._tails["journal"].new() if row["event"] == "panel"]
         self._waiting += [(row["step"], row.get("group", "panels"), row) for row in panels]
         self._waiting.sort(key=lambda item: item[:2])
@@ -106,7 +112,7 @@ class Sender:
         self._in_row = set()
 
     def _send_extras(self, step: int) -> None:
-        """Puts evaluations and panels up to step into the current row, one of a kind; the others wait for the next.
+        """Puts what is waiting up to step into the current row, one of a kind; the others wait for the next.
 
         They have steps of their own, since W&B's only ever grows and may be past them; and they must not push it past
         step records that are not written yet, which W&B would then drop."""
@@ -120,8 +126,11 @@ class Sender:
                 continue
             self._sent.add((group, at))
             self._in_row.add(group)
-            named = {f"eval/{name}": value for name, value in _numbers(row).items() if name != "step"}
-            values = named if group == "eval" else self._picture(group, at, self._run_dir / row["path"])
+            if group in _PICTURES:
+                values = self._picture(group, at, self._run_dir / row["path"])
+            else:
+                found = _numbers(row) if group == "eval" else inspected_numbers(row)
+                values = {f"{group}/{name}": value for name, value in found.items() if name != "step"}
             if values:
                 self._run.log({f"{group}/step": at, **values}, step=step)
 
@@ -205,7 +214,7 @@ def _answers(base_url: str) -> bool:
 
 
 def _on_disk(folder: Path) -> tuple[int, set[tuple[str, int]]]:
-    """The last step in the logs below folder, and the (group, step) of evaluations and panels there."""
+    """The last step in the logs below folder, and the (group, step) of evaluations, inspections and panels there."""
     last, extras = 0, set()
     for path in folder.glob("*run-*/run-*.wandb"):
         if path.parent.is_symlink():  # latest-run

@@ -72,4 +72,5 @@ def test_a_sample_without_a_label_of_the_classes_is_a_bad_one_with_the_reason(tm
         "00009": "its label is 9, and objective.num_classes=9 needs one of 0 to 8",
     }
     assert batch.weight.sum() == 10 and not batch.images[batch.weight == 0].any()
+    assert torch.equal(batch.labels >= 0, batch.weight > 0)  # a label of no class would be no column of the scores
     assert with_label({"__label__": -1}, None) == {"__label__": -1}

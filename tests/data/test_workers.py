@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -93,6 +94,16 @@ def test_a_wait_longer_than_a_poll_loses_nothing() -> None:
     items._items._timeout = 0.001  # type: ignore[union-attr]
     assert [next(items) for _ in range(30)] == list(range(30))
     items.close()
+
+
+def test_a_worker_that_was_killed_with_a_lock_in_its_hands_keeps_nobody_waiting() -> None:
+    items = fetcher(2)
+    next(items)
+    items._items._workers_done_event._cond.acquire()  # type: ignore[union-attr]
+    closing = threading.Thread(target=items.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive() and multiprocessing.active_children() == []
 
 
 def test_an_abandoned_fetcher_leaves_no_process() -> None:

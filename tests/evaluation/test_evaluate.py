@@ -10,7 +10,9 @@ from pretrain.backbones.vit import ViTConfig
 from pretrain.errors import ConfigError, DataError, NumericalError
 from pretrain.evaluation.evaluate import evaluate, measure
 from pretrain.evaluation.features import Extracted
+from pretrain.evaluation.head import Head
 from pretrain.evaluation.settings import EvaluationConfig
+from pretrain.objectives.base import Objective
 
 BOTH = EvaluationConfig(methods=("knn", "linear"), k=5)
 
@@ -116,3 +118,52 @@ def test_features_that_are_not_finite_are_refused():
     broken.features[3, 3] = math.nan
     with pytest.raises(NumericalError, match="not finite"):
         measure(broken, _split(30, 2), BOTH)
+
+
+def _small():
+    config = ViTConfig(size="tiny", width=16, depth=1, heads=1, patch_size=8)
+    return config.build(Grid(1, 1), 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Told(Objective):
+    """A classifier whose scores are the mean of each colour."""
+
+    def classify(self, backbone, images):
+        assert not self.training and not backbone.training
+        return images.float().mean((2, 3))
+
+
+def _coloured(labels, colours):
+    images = torch.zeros(len(colours), 3, 8, 8, dtype=torch.uint8)
+    images[torch.arange(len(colours)), torch.tensor(colours)] = 200
+    return [(images, torch.tensor(labels))]
+
+
+def test_the_head_is_asked_of_the_validation_images_and_nothing_is_learnt_for_it():
+    backbone = _small()
+    head, alone = Head(Told(), 3), EvaluationConfig(methods=("head",))
+
+    def unread():
+        raise AssertionError("training images were read")
+        yield
+
+    val = _coloured([0, 1, 2, 2, -1, 7], [0, 1, 2, 1, 0, 0])
+    result = evaluate(backbone, unread(), val, alone, head=head)
+    assert result["head"] == 3 / 5 and result["chance"] == 2 / 5 and result["val_images"] == 6
+    assert "1 of 6 images" in result["warnings"][0] and "classes that the head's 3 lack (7)" in result["warnings"][1]
+    both = evaluate(backbone, val, val, replace(alone, methods=("head", "knn"), k=1), head=head)
+    assert both["head"] == 3 / 5 and 0 <= both["knn"] <= 1 and both["effective_rank"] >= 1
+    assert len(both["warnings"]) == len(set(both["warnings"]))
+    assert evaluate(backbone, [], val, alone, head=head, is_main=False) == {}
+
+
+def test_scores_that_are_not_finite_are_refused():
+    backbone = _small()
+
+    class Broken(Told):
+        def classify(self, backbone, images):
+            return super().classify(backbone, images) / 0 * 0
+
+    with pytest.raises(NumericalError, match="val/ are not finite"):
+        evaluate(backbone, [], _coloured([0, 1], [0, 1]), EvaluationConfig(methods=("head",)), head=Head(Broken(), 3),
+                 names=("train/", "val/"))  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from masking.attention import matmul
+from masking.attention import matmul, op
 from masking.attention.op import attention, choose, cross_attention, forced, self_attention
 from masking.attention.reference import attention_reference, weighted_attention_reference
 from masking.attention.weighting import Weighting
@@ -143,16 +143,21 @@ def test_memory_that_was_never_written_is_never_read(weight):
     assert all(torch.equal(one, two) and one.isfinite().all() for one, two in zip(got, want, strict=True))
 
 
-def test_the_branch_is_chosen_by_device_and_dtype_and_says_why():
+def test_the_branch_is_chosen_by_device_and_dtype_and_says_why(monkeypatch):
+    monkeypatch.setattr(op, "_has_avx512", lambda: True)
     assert choose("cpu", torch.bfloat16).name == "matmul"
     assert choose("cpu", torch.float32).name == "sdpa"
     assert choose("cuda", torch.bfloat16).name == "sdpa"
     assert "slower" in choose("cpu", torch.bfloat16).reason
+    monkeypatch.setattr(op, "_has_avx512", lambda: False)
+    assert choose("cpu", torch.bfloat16).name == "sdpa" and "AVX-512" in choose("cpu", torch.bfloat16).reason
+    assert choose("cpu", torch.bfloat16, Weighting(alpha=torch.ones(()))).name == "matmul"
 
 
 def test_a_forced_branch_ends_with_its_block_and_unknown_names_are_refused():
-    with forced("sdpa"):
-        assert choose("cpu", torch.bfloat16).name == "sdpa"
-    assert choose("cpu", torch.bfloat16).name == "matmul"
+    gated = Weighting(alpha=torch.ones(()))
+    with forced("triton"):
+        assert choose("cpu", torch.float32, gated).name == "triton"
+    assert choose("cpu", torch.float32, gated).name == "matmul"
     with pytest.raises(ValueError, match="sdpa, matmul"), forced("flash"):
         pass

@@ -165,15 +165,18 @@ def test_torch_finds_nothing_wrong_with_the_operator():
         )
 
 
-def test_compiling_breaks_no_graph_and_changes_no_bit():
+@pytest.mark.parametrize("learned", [True, False])
+def test_compiling_breaks_no_graph_and_changes_no_bit(learned):
     qkv, alpha = operands()
+    asked = [qkv, alpha] if learned else [qkv]
+    alpha.requires_grad_(learned)
 
     def layer(x, a):
         return self_attention(x * 2, None, Weighting(alpha=a)).relu()
 
-    want = torch.autograd.grad(layer(qkv, alpha).square().sum(), [qkv, alpha])
+    want = torch.autograd.grad(layer(qkv, alpha).square().sum(), asked)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), [qkv, alpha])
+    got = torch.autograd.grad(compiled(qkv, alpha).square().sum(), asked)
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
     assert torch._dynamo.explain(layer)(qkv, alpha).graph_break_count == 0
 

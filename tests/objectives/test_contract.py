@@ -27,7 +27,8 @@ from tests.syntax import ROOT
 GRID, PATCH, VISIBLE, BATCH = Grid(4, 6), 8, 9, 3
 VIT = ViTConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4, registers=1)
 ILLAMA = IllamaConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4)
-ENCODERS = {None: VIT, "questions": ILLAMA, "prefix": dataclasses.replace(ILLAMA, mode="prefix", soft_mask=None)}
+PREFIX = dataclasses.replace(ILLAMA, mode="prefix", soft_mask=None)
+ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX}
 UNUSED = {"NextPatchConfig": {"backbone.cls_token"}}  # behind all patches, and nothing in the loss asks it
 
 
@@ -126,7 +127,8 @@ def test_losses_are_one_finite_number_an_image_and_features_those_of_visible_pat
     assert losses
     for values in losses.values():
         assert values.shape == (BATCH,) and values.dtype == torch.float32 and values.isfinite().all()
-    assert features.tokens.shape == (BATCH, mask.num_visible, 48)
+    asked = 0 if config.asks == "class_token" else mask.num_visible
+    assert features.tokens.shape == (BATCH, asked, 48)
     assert features.prefix.shape == (BATCH, backbone.num_prefix, 48)
 
 
@@ -251,7 +253,7 @@ def test_the_arithmetic_it_states_is_what_runs(config):
     sizes = Sizes(GRID.num_patches, mask.num_visible, num_prefix, width=48, depth=2, num_values=values, block=block)
     embed = 2 * mask.num_visible * values * 48
     taught = config.target_flops(sizes) if isinstance(config, Taught) else 0
-    branch = "sdpa" if config.asks is None else "matmul"
+    branch = "matmul" if ENCODERS[config.asks] in (ILLAMA, PREFIX) else "sdpa"
     with op.forced(branch), FlopCounterMode(display=False, custom_mapping=COUNTED) as forward:
         loss = loss_of(backbone, objective, images, mask)
     assert 1 <= forward.get_total_flops() / (BATCH * (config.forward_flops(sizes) + embed + taught)) < 1.01

@@ -69,8 +69,7 @@ def test_compiled_it_gives_the_same_losses():
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1.02), (torch.bfloat16, 1.15)])
 @both
 def test_backward_keeps_at_most_15_per_cent_more(config, dtype, most):
-    """In fp32 the projection is kept anyway; bf16 attention on a CPU keeps a copy instead. Time and the peak:
-    benchmarks/objectives.py."""
+    """In fp32 the projection is kept anyway; bf16 attention on CPUs may keep a copy. Time: benchmarks/objectives.py."""
     wide = dataclasses.replace(VIT, width=192, heads=3)
     config = dataclasses.replace(config, decoder_width=192, decoder_heads=6) if config is MAE else config
     kept = []
@@ -125,6 +124,8 @@ def test_pictures_and_figures_can_be_had_with_it_and_without(config):
     assert found["off"]["bare"] == found["on"]["bare"]
     assert found["off"]["distance"][0] == pytest.approx(found["on"]["distance"][0], abs=1e-5)
     assert found["on"]["tokens"] == {"seen": VISIBLE + 1, "hidden": HIDDEN}
+    for values in found.values():  # what is followed as curves: H of the first and of the last of three blocks
+        assert [values["early"], values["late"]] == pytest.approx([1 - values["entropy"][i] for i in (0, -1)])
 
 
 def test_figures_are_those_of_the_blocks_own_input():

@@ -12,6 +12,7 @@ from pretrain.backbones.illama import IllamaConfig
 from pretrain.backbones.vit import ViTConfig
 from pretrain.checks import check
 from pretrain.config import load_config
+from pretrain.engine.schedule import rate
 from pretrain.errors import ConfigError
 from pretrain.objectives.supervised import SupervisedConfig, soft_cross_entropy
 from pretrain.types import Labels
@@ -62,11 +63,30 @@ def test_classes_that_differ_in_colour_are_learned_and_classify_says_which(backb
     assert torch.equal(scores.argmax(1), labels) and scores.dtype == torch.float32 and not scores.requires_grad
 
 
-def test_the_class_token_is_asked_for_only_where_there_is_one():
-    encoder = dataclasses.replace(VIT, class_token=False).build(GRID, 3, MEAN, STD)
-    with pytest.raises(ConfigError, match=r"pool=cls needs a class token .* set objective.pool=mean"):
-        SupervisedConfig().build(encoder)
-    SupervisedConfig(pool="mean").build(encoder)
+def test_a_head_on_the_class_token_needs_one_and_no_patch_comes_out_of_the_last_block():
+    without = dataclasses.replace(WHOLE, backbone=dataclasses.replace(VIT, class_token=False))
+    with pytest.raises(ConfigError, match=r"needs a class token, and ViTConfig has none; set objective.pool=mean"):
+        check(without)
+    check(dataclasses.replace(without, objective=SupervisedConfig(pool="mean")))
+    images, mask = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), Mask.of_nothing(2, GRID)
+    for backbone in (VIT, ILLAMA, dataclasses.replace(ILLAMA, class_token="first")):
+        encoder = backbone.build(GRID, 3, MEAN, STD)
+        for pool, tokens in (("cls", 0), ("mean", 16)):
+            objective = SupervisedConfig(num_classes=3, pool=pool).build(encoder)
+            target = objective.target(images, Labels.single(torch.tensor([0, 2])))
+            assert objective(encoder, images, mask, target)[1].tokens.shape == (2, tokens, 32)
+
+
+@pytest.mark.parametrize("place", ["last", "first", "first_seen"])
+def test_scores_are_the_heads_of_the_class_token_of_a_whole_forward(place):
+    torch.manual_seed(0)
+    deep = dataclasses.replace(ILLAMA, depth=2, class_token=place, soft_mask=None)
+    for mode in ("paper", "exact"):
+        encoder = dataclasses.replace(deep, mode=mode).build(GRID, 3, MEAN, STD)
+        objective = SupervisedConfig(num_classes=3).build(encoder)
+        images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+        whole = encoder(encoder.embed(images)).prefix[:, 0]
+        torch.testing.assert_close(objective.classify(encoder, images), objective.head(whole))
 
 
 def test_what_cannot_be_meant_is_refused_in_one_sentence():
@@ -81,3 +101,13 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence():
     tiny = load_config(ROOT / "configs" / "tiny_cpu.py", ["data.cutmix=1.0"])
     with pytest.raises(ConfigError, match=r"PixelMAEConfig uses no labels; set both to 0"):
         check(tiny)
+
+
+def test_the_authors_recipe_ends_its_warm_up_at_4e_3_and_its_soft_mask_after_25_epochs():
+    config = load_config(ROOT / "configs" / "illama_b16_supervised.py")
+    an_epoch, steps = 312, 300 * 312  # of 4,096 of ImageNet-1k's images
+    rates = [rate(step, steps, config.optim, config.data.batch_size) for step in (50 * an_epoch - 1, steps - 1)]
+    assert rates == [pytest.approx(4e-3), pytest.approx(1e-6, rel=1e-3)]
+    alpha = [config.backbone.soft_mask.alpha(step, steps, an_epoch) for step in range(26 * an_epoch)]
+    assert sum(alpha[:an_epoch]) / an_epoch == pytest.approx(0.9800615463520972, rel=1e-12)  # in the authors' log
+    assert alpha[25 * an_epoch - 2] > 0 and not any(alpha[25 * an_epoch - 1 :])

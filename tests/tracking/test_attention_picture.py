@@ -38,8 +38,8 @@ def pixel(picture, block, num_blocks, rank, aside=0.0):
     return picture.getpixel((round(x), round(y)))
 
 
-def near(colour, other):
-    return all(abs(a - b) <= 8 for a, b in zip(colour, other, strict=True))
+def near(colour, other, most=8):
+    return all(abs(a - b) <= most for a, b in zip(colour, other, strict=True))
 
 
 def test_marks_stand_where_the_figures_say(tmp_path):

@@ -11,11 +11,13 @@ import torch
 
 from masking.mask import Grid
 from masking.strategies.uniform import Uniform
+from pretrain.backbones.illama import IllamaConfig
 from pretrain.backbones.vit import ViTConfig
 from pretrain.config import Config, to_json
 from pretrain.data.settings import DataConfig
 from pretrain.errors import ConfigError
 from pretrain.objectives.pixel import PixelMAEConfig
+from pretrain.tracking.charts import Scale
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
 from pretrain.tracking.report import write_report
@@ -122,6 +124,16 @@ def test_every_chart_is_well_formed_and_carries_its_points(html):
     assert loss[0]["points"][0][2:] == [1, "1"] and loss[0]["points"][-1][2] == 60
 
 
+def test_a_run_that_predicts_nothing_has_images_instead_of_reconstructions(tmp_path):
+    run_dir = write_run(tmp_path / "run", panels=())
+    images, hidden = torch.full((2, 3, 32, 64), 99, dtype=torch.uint8), torch.arange(32).expand(2, -1) % 2 == 0
+    panel(images, hidden, None, run_dir / "panels" / "step-0000060.png", grid=Grid(4, 8), title="step 60")
+    html = write_report(run_dir).read_text()
+    page = Page(html)
+    assert page.open == [] and "Images What the encoder sees" in page.text and "Reconstructions" not in page.text
+    assert "--columns:2" in html and html.count('alt="masked"') == html.count('alt="original"') == 2
+
+
 def test_reconstructions_stand_side_by_side_over_time(html):
     page = Page(html)
     assert "masked step 0 step 30 step 60 original" in page.text
@@ -196,3 +208,24 @@ def test_what_is_not_a_run_is_refused_by_what_it_lacks(tmp_path, missing):
         (run_dir / missing).unlink()
     with pytest.raises(ConfigError, match=missing):
         write_report(run_dir)
+
+
+def test_the_report_marks_where_a_soft_mask_fell_and_says_what_the_loss_did(tmp_path):
+    config = dataclasses.replace(CONFIG, backbone=IllamaConfig("tiny", patch_size=8), steps=200)
+    run_dir = write_run(tmp_path / "run", config, num_steps=1, panels=())
+    lines = [
+        {"step": s, "loss": 0.5 + 0.1 * (101 <= s <= 120) - 0.01 * (s > 120), "alpha": float(s <= 100), "lr": 1e-3}
+        for s in range(1, 201)
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = write_report(run_dir).read_text()
+    text = Page(html).text
+    assert "At step 101 the soft mask fell from 1 to 0, and the loss jumped: 0.5 just before, 0.6 at its" in text
+    assert "+20.0 % (means of 10 steps). It was back after" in text
+    found = re.findall(r'<svg class="chart"[^>]*aria-label="([^"]*)".*?(<line class="event".*?)?</svg>', html, re.S)
+    charts = dict(found)
+    assert [name for name, event in charts.items() if event] == ["Loss", "Soft mask"]
+    assert text.index("Loss") < text.index("Soft mask") < text.index("Learning rate")
+    place = Scale(0, 200, 54, 506).at(101)
+    assert f'<line class="event" x1="{place:.1f}"' in html and "alpha 0 from step 101 on" in text
+    assert "soft mask fell" not in Page(write_report(write_run(tmp_path / "other")).read_text()).text
