@@ -1,11 +1,12 @@
 """What an objective costs on a ViT-B/16, in turns with the others: `python benchmarks/objectives.py`.
 
 Each side is the objective and the mask of its config in configs/, on the encoder of the first, with MTO-R added where
-the name says so; MaskAlign's teacher is a ViT-B/16 of timm's with random weights, and part of its turn. A turn is mask,
-target, forward and backward of one batch. Every round starts with another side, and a ratio to another side is that of
-the medians over the rounds, by the clock and by the CPU time of the process, which a busy machine disturbs less. Beside
-it are arithmetic (`pretrain.flops`), what of the images/s that it predicts from the other side's was reached, and
-memory: kept for backward and, on a GPU, at the peak, gradients included and weights not.
+the name says so; MaskAlign's teacher, part of its turn, is a frozen ViT-B/16 of ours with random weights, so timm is
+not needed. A turn is mask, target, forward and backward of one batch. Every round starts with another side, and a ratio
+to another side is that of the medians over the rounds, by the clock and by the CPU time of the process, which a busy
+machine disturbs less. Beside it are arithmetic (`pretrain.flops`), what of the images/s that it predicts from the other
+side's was reached, and memory: kept for backward, and at the peak of a turn, gradients included and weights not, as the
+GPU's allocator has it or, on a CPU, torch's profiler. In a small batch gradients make up most of the peak.
 
 Writes benchmarks/results/objectives-DEVICE.json: about ten minutes on one thread of a CPU."""
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -30,11 +32,14 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from masking.rng import generator  # noqa: E402
 from pretrain.config import Config, load_config  # noqa: E402
 from pretrain.flops import train_flops_per_image  # noqa: E402
-from pretrain.model import PretrainModel, build_model, grid_of  # noqa: E402
+from pretrain.model import PretrainModel, build_backbone, build_model, grid_of  # noqa: E402
+from pretrain.objectives import teachers  # noqa: E402
+from pretrain.objectives.teacher_encoders import OwnEncoder  # noqa: E402
 from pretrain.step import Recipe, draw_mask, draw_noise  # noqa: E402
 
 _TEACHER = ("objective.teacher.weights=random", "objective.teacher.compile=false")
@@ -59,7 +64,7 @@ class Side:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     saved_mb: float = 0.0  # kept for backward, an image
-    peak_mb: float | None = None  # of device memory above the weights, an image
+    peak_mb: float = 0.0  # above what is held between turns, without gradients, an image
 
     def run(self, images: Tensor, number: int) -> None:
         """Mask, target, forward and backward of images (B, C, H, W) uint8."""
@@ -115,15 +120,16 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, Any]:
             _time(side, images, number)
     record = {"precision": precision, "batch": options.batch, "threads": options.threads, "rounds": options.rounds}
     named = {side.name: side for side in sides}
-    record["sides"] = [_row(side, named.get(SIDES[side.name][2], sides[0]), options.batch) for side in sides]
+    others = [named.get(SIDES[side.name][2], sides[0]) for side in sides]
+    record["sides"] = [_row(*pair, options.batch, images.is_cuda) for pair in zip(sides, others, strict=True)]
     print(f"ViT-B/16 at 224, batch {options.batch}, {precision}, {options.threads} threads, {options.rounds} rounds")
     for row in record["sides"]:
-        peak = "" if row["peak_mb_per_image"] is None else f" ({row['peak_mb_per_image']:.0f} at the peak)"
+        memory = f"{row['saved_for_backward_mb_per_image']:.0f} MB kept and {row['peak_mb_per_image']:.0f} at the peak"
         print(
-            f"  {row['side']:>15}: {row['images_per_s']:.2f} images/s, {row['gflop_per_image']:.1f} GFLOP and "
-            f"{row['saved_for_backward_mb_per_image']:.0f} MB{peak} an image; against {row['against']}: time "
-            f"{row['wall_ratio']:.3f}, CPU time {row['cpu_ratio']:.3f}, arithmetic {row['flop_ratio']:.3f} (reached "
-            f"{row['share_of_predicted']:.3f}), memory {row['memory_ratio']:.3f}", flush=True,
+            f"  {row['side']:>15}: {row['images_per_s']:.2f} images/s, {row['gflop_per_image']:.1f} GFLOP, {memory} an "
+            f"image; against {row['against']}: time {row['wall_ratio']:.3f}, CPU time {row['cpu_ratio']:.3f}, "
+            f"arithmetic {row['flop_ratio']:.3f} (reached {row['share_of_predicted']:.3f}), kept "
+            f"{row['saved_ratio']:.3f}, peak {row['memory_ratio']:.3f}", flush=True,
         )  # fmt: skip
     return record
 
@@ -134,6 +140,8 @@ def _sides(options: argparse.Namespace, dtype: torch.dtype) -> list[Side]:
         file, settings, _ = SIDES[name]
         config = load_config(ROOT / "configs" / f"{file}.py", settings)
         config = dataclasses.replace(config, backbone=load_config(ROOT / "configs" / "mae_vitb16.py").backbone)
+        # As costly as the config's, which is timm's: the same ViT-B/16, and only its shape counts here.
+        teachers.open_teacher = lambda *_, config=config: OwnEncoder(build_backbone(config))
         model = build_model(config).to(options.device, dtype)
         model.at_step(1, 2, 1.0)  # half-way: MTO-R's losses have their full weights
         forward = torch.compile(model) if options.compile else model
@@ -155,13 +163,26 @@ def _warm_up(side: Side, images: Tensor) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         side.run(images, 0)
     side.saved_mb = sum(saved.values()) / len(images) / 1e6
-    if images.is_cuda:
-        for parameter in side.model.parameters():
-            parameter.grad = None
-        rest = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        side.run(images, 0)
-        side.peak_mb = (torch.cuda.max_memory_allocated() - rest) / len(images) / 1e6
+    for parameter in side.model.parameters():
+        parameter.grad = None
+    side.peak_mb = (_peak_cuda if images.is_cuda else _peak_cpu)(lambda: side.run(images, 0)) / len(images) / 1e6
+
+
+def _peak_cuda(run: Callable[[], None]) -> int:
+    """Bytes that run holds at most, above what is held before it."""
+    rest = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - rest
+
+
+def _peak_cpu(run: Callable[[], None]) -> int:
+    """The same, from every allocation and release of a tensor's memory."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
 
 
 def _time(side: Side, images: Tensor, number: int) -> None:
@@ -178,12 +199,11 @@ def _wait(images: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _row(side: Side, other: Side, batch: int) -> dict[str, Any]:
+def _row(side: Side, other: Side, batch: int, on_gpu: bool) -> dict[str, Any]:
     flops = train_flops_per_image(side.config)
     flop_ratio = flops / train_flops_per_image(other.config)
     wall, cpu = (statistics.median(mine) / statistics.median(theirs)
                  for mine, theirs in ((side.wall, other.wall), (side.cpu, other.cpu)))  # fmt: skip
-    on_gpu = side.peak_mb is not None and other.peak_mb is not None
     return {
         "side": side.name,
         "config": f"configs/{SIDES[side.name][0]}.py",
@@ -197,7 +217,8 @@ def _row(side: Side, other: Side, batch: int) -> dict[str, Any]:
         "cpu_ratio": cpu,
         "flop_ratio": flop_ratio,
         "share_of_predicted": flop_ratio / (wall if on_gpu else cpu),
-        "memory_ratio": side.peak_mb / other.peak_mb if on_gpu else side.saved_mb / other.saved_mb,
+        "saved_ratio": side.saved_mb / other.saved_mb,
+        "memory_ratio": side.peak_mb / other.peak_mb,
         "wall_s": side.wall,
         "cpu_s": side.cpu,
     }
