@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from masking.attention import weighted
+from masking.attention import op, weighted
 from masking.attention.op import Shape, attention, choose, cross_attention, forced, self_attention
 from masking.attention.reference import weighted_attention_reference
 from masking.attention.weighting import PLAIN, Weighting
@@ -135,7 +135,8 @@ def test_compiling_breaks_no_graph_and_changes_no_bit():
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
 
 
-def test_the_choice_on_a_cpu_and_without_a_measured_gpu():
+def test_the_choice_on_a_cpu_and_without_a_measured_gpu(monkeypatch):
+    monkeypatch.setattr(op, "_has_avx512", lambda: True)
     soft, padded = Weighting(alpha=torch.ones(())), Weighting(key_lengths=torch.ones(2))
     learned = Weighting(key_bias=torch.zeros(7, requires_grad=True))
     assert choose("cpu", torch.float32, soft).name == "matmul"
