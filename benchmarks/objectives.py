@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from pretrain.config import Config, load_config  # noqa: E402
 from pretrain.flops import train_flops_per_image  # noqa: E402
-from pretrain.model import PretrainModel, build_backbone, build_model, grid_of  # noqa: E402
+from pretrain.model import PretrainModel, build_backbone, build_model, grid_of, num_draws  # noqa: E402
 from pretrain.objectives import teachers  # noqa: E402
 from pretrain.objectives.teacher_encoders import OwnEncoder  # noqa: E402
 from pretrain.step import Recipe, draw_mask, draw_noise  # noqa: E402
@@ -68,7 +68,7 @@ class Side:
 
     def run(self, images: Tensor, number: int) -> None:
         """Mask, target, forward and backward of images (B, C, H, W) uint8."""
-        recipe = Recipe(self.config.mask, grid_of(self.config), 0, 1.0, self.config.chooses)
+        recipe = Recipe(self.config.mask, grid_of(self.config), 0, 1.0, num_draws(self.config))
         rows, target = torch.arange(len(images)), self.model.objective.target(images)
         mask = draw_mask(recipe, rows, number, images, target)
         losses, _ = self.forward(images, mask, target, draw_noise(rows, recipe, number, images.device))

@@ -54,11 +54,6 @@ class Config:
     mto: MtoRConfig | None = None  # masked-token optimisation as reconstructed here; None: off
 
     @property
-    def chooses(self) -> bool:
-        """Whether the objective or MTO-R draws among hidden patches: the step then hands over noise."""
-        return self.objective.chooses or (self.mto is not None and self.mto.chooses)
-
-    @property
     def run_dir(self) -> Path:
         """Directory of this run."""
         return Path(self.runs_dir) / self.name

@@ -9,7 +9,7 @@ from masking.mask import Grid, Mask
 from masking.rng import prf
 from pretrain.backbones.base import Backbone
 from pretrain.config import Config
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Drawing, Objective
 from pretrain.objectives.mask_tokens import MaskTokenObjective
 from pretrain.objectives.mto_r import TreatedConfig
 from pretrain.types import Features, Losses, Target
@@ -26,7 +26,7 @@ class PretrainModel(nn.Module):
     def forward(
         self, images: Tensor, mask: Mask, target: Target, noise: Tensor | None = None
     ) -> tuple[Losses, Features]:
-        """images (B, C, H, W) uint8 and, for objectives that choose among hidden patches, noise (B, N) -> losses,
+        """images (B, C, H, W) uint8 and, for objectives that draw, their noise (B, draws) -> losses,
         name -> (B,) float32, and the encoder's features of the visible patches."""
         return self.objective(self.backbone, images, mask, target, noise)
 
@@ -63,6 +63,15 @@ def build_backbone(config: Config) -> Backbone:
     """The encoder alone, with the weights it has in `build_model`'s."""
     torch.manual_seed(prf(config.seed, "init"))
     return config.backbone.build(grid_of(config), config.data.in_chans, config.data.mean, config.data.std)
+
+
+def num_draws(config: Config) -> int:
+    """How many random numbers of each image the objective and MTO-R use in a step; 0: none are drawn."""
+    grid = grid_of(config)
+    if isinstance(config.objective, Drawing):
+        return config.objective.num_draws(config.backbone, grid)
+    chooses = config.objective.chooses or (config.mto is not None and config.mto.chooses)
+    return grid.num_patches if chooses else 0
 
 
 def grid_of(config: Config) -> Grid:

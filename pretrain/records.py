@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,6 +13,7 @@ from pretrain.config import Config
 from pretrain.engine.agree import Agreed, gather
 from pretrain.engine.engine import Engine
 from pretrain.flops import peak_flops, train_flops_per_image
+from pretrain.model import PretrainModel
 from pretrain.step import StepResult
 
 
@@ -36,6 +37,7 @@ class StepRecords:
         self._per_epoch = num_samples * config.data.crops_per_decode
         self._flops = train_flops_per_image(config)
         self._peak = peak_flops(engine.device, engine.precision)
+        self._measured = cast("PretrainModel", engine.model).objective.measured
         self._pending: list[_Pending] = []
 
     def __len__(self) -> int:
@@ -74,13 +76,15 @@ class StepRecords:
         ]
 
     def _line(self, pending: _Pending, losses: dict[str, float], norm: float, skipped: float) -> dict[str, Any]:
-        loss = sum(losses.values())
+        minimised = {name: value for name, value in losses.items() if name not in self._measured}
+        loss = sum(minimised.values())
         done = pending.step + 1
         return {
             "step": done,
             "loss": _finite(loss),
             "loss_hex": struct.pack(">f", loss).hex() if abs(loss) < 3e38 else "nan",
-            **({f"loss_{name}": _finite(value) for name, value in losses.items()} if len(losses) > 1 else {}),
+            **({f"loss_{name}": _finite(value) for name, value in minimised.items()} if len(minimised) > 1 else {}),
+            **{name: _finite(value) for name, value in losses.items() if name in self._measured},
             "digest": f"{pending.agreed.digest:016x}",
             "lr": pending.lr,
             **pending.followed,

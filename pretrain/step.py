@@ -35,7 +35,7 @@ class Recipe:
     grid: Grid
     seed: int
     steps_per_epoch: float  # optimizer steps of one pass over the data
-    chooses: bool = False  # the objective predicts a random share of the hidden patches
+    draws: int = 0  # random numbers that the objective uses of each image
     mixing: Mixing | None = None  # None: every image is trained on alone
 
 
@@ -65,7 +65,7 @@ def train_step(
         losses, _ = engine(images, mask, target, draw_noise(rows, recipe, step, engine.device))
         shares = {name: (values * weight).sum() for name, values in losses.items()}
         undo_mean = engine.world * len(batches)  # DeepSpeed averages over ranks and micro-batches
-        engine.backward(total(shares) * undo_mean)
+        engine.backward(total(objective.minimised(shares)) * undo_mean)
         for name, share in shares.items():
             sums[name] = sums.get(name, 0) + share.detach()
     grad_norm, skipped = engine.step(lr)
@@ -104,12 +104,12 @@ def draw_mask(
 
 
 def draw_noise(rows: Tensor, recipe: Recipe, step: int, device: torch.device) -> Tensor | None:
-    """(B, N) uniform noise of rows (B,) for an objective that predicts some of the hidden patches."""
-    if not recipe.chooses:
+    """(B, draws) uniform noise of rows (B,) for an objective that chooses, drops or diffuses by it."""
+    if not recipe.draws:
         return None
-    return named_noise(rows, recipe.seed, "predict", step, device=device).uniform(recipe.grid.num_patches)
+    return named_noise(rows, recipe.seed, "predict", step, device=device).uniform(recipe.draws)
 
 
 def total(shares: Losses) -> Tensor:
-    """The scalar that is minimised: the sum of the objective's losses, () float32."""
+    """The scalar that is minimised: the sum of losses, () float32."""
     return torch.stack(list(shares.values())).sum() if len(shares) > 1 else next(iter(shares.values()))

@@ -26,7 +26,7 @@ from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
 from pretrain.mixing import Mixing
-from pretrain.model import PretrainModel, build_model, grid_of
+from pretrain.model import PretrainModel, build_model, grid_of, num_draws
 from pretrain.observe import Observer
 from pretrain.records import StepRecords
 from pretrain.step import Recipe, train_step
@@ -208,7 +208,7 @@ def steps_per_epoch(config: Config, num_samples: int) -> float:
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
     mixing = Mixing.of(config.data)
-    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, config.chooses, mixing)
+    recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, num_draws(config), mixing)
     run.observer.at(run.state.step, first=True)
     while run.state.step < run.total_steps:
         step = run.state.step

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from masking.mask import Mask
-from pretrain.backbones.base import Backbone
+from masking.mask import Grid, Mask
+from pretrain.backbones.base import Backbone, BackboneConfig
 from pretrain.backbones.flops import Sizes
 from pretrain.types import Features, Labels, Losses, Target
 
@@ -17,6 +17,7 @@ class Objective(nn.Module):
     """What is learned: it owns its decoder, heads and mask token. What it leaves alone is as below."""
 
     checkpointing: bool  # recompute the blocks of a decoder in backward
+    measured: frozenset[str] = frozenset()  # of the losses, those that are followed and not minimised
 
     if TYPE_CHECKING:
 
@@ -39,6 +40,10 @@ class Objective(nn.Module):
         """Images (B, C, H, W) uint8 with predictions in place of hidden patches: (B, C, H, W) float32 in 0..1. Asked
         for where the config says that it reconstructs."""
         raise NotImplementedError(f"{type(self).__name__} reconstructs no images")
+
+    def minimised(self, losses: Losses) -> Losses:
+        """Those of losses that training lowers; the others are `measured`, and only logged."""
+        return {name: values for name, values in losses.items() if name not in self.measured}
 
     def inspect(self, backbone: Backbone, images: Tensor, mask: Mask, target: Target) -> dict[str, Any]:
         """What is worth following as training goes on beside the loss, as JSON values by name: a line of
@@ -109,6 +114,15 @@ class ObjectiveConfig(Protocol):
 
     def forward_flops(self, sizes: Sizes) -> float:
         """FLOPs of one image's forward through all that is trained, encoder included, patch projection not."""
+        ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """The config of an objective that draws more than a number a patch: ratios, classes to drop, diffusion."""
+
+    def num_draws(self, backbone: BackboneConfig, grid: Grid) -> int:
+        """How many uniform numbers of each image a forward is handed."""
         ...
 
 
