@@ -3,6 +3,7 @@ batch): not of rank, world size, accumulation or device, and no state is carried
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,10 +35,18 @@ class Noise:
 
     def uniform(self, num: int, name: str = "") -> Tensor:
         """(B, num) float32, multiples of 2**-24 in [0, 1). Draws of other names are independent of each other."""
+        return self.uniform_at(rearrange(torch.arange(num, device=self.rows.device), "n -> 1 n"), name)
+
+    def uniform_at(self, index: Tensor, name: str = "") -> Tensor:
+        """Those of `uniform` at index (B, n) or (1, n) int64, whatever else is asked for: (B, n) float32."""
         begin = _mixed(self.rows * _STEP + prf(self.key, name))
-        index = torch.arange(num, device=self.rows.device) * _STEP
-        bits = _mixed(rearrange(begin, "b -> b 1") + index)
+        bits = _mixed(rearrange(begin, "b -> b 1") + index * _STEP)
         return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+    def normal_at(self, index: Tensor, name: str = "") -> Tensor:
+        """Standard normal numbers at index (B, n) or (1, n) int64, (B, n) float32: Box and Muller's cosine half."""
+        radius = self.uniform_at(2 * index, name).add_(2.0**-25).log_().mul_(-2).sqrt_()
+        return self.uniform_at(2 * index + 1, name).mul_(2 * math.pi).cos_().mul_(radius)
 
     def host_uniform(self, name: str) -> np.ndarray:
         """One number a row in [0, 1), (B,) float64 on the CPU: known without waiting for the device."""
