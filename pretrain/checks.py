@@ -123,6 +123,11 @@ def _check_pair(config: Config) -> None:
                 f"objective.pool=cls needs a class token, and {backbone} has none; set objective.pool=mean, or "
                 "backbone.class_token=true"
             )
+        if asked == "tokenizer":
+            raise ConfigError(
+                f"objective={objective} trains a tokenizer, and backbone is {backbone}; use a ConvTokenizerConfig, as "
+                "configs/tokenizer_fsq_cifar.py has it"
+            )
         needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
         raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
     if isinstance(config.objective, Taught) and config.objective.follows_student and config.engine.zero_stage == 3:

@@ -9,6 +9,7 @@ import torch
 
 from masking.mask import Grid
 from masking.rng import generator
+from pretrain.backbones.base import Convolutional
 from pretrain.backbones.flops import Sizes
 from pretrain.config import Config
 from pretrain.objectives.base import Taught
@@ -23,19 +24,20 @@ def train_flops_per_image(config: Config) -> float:
     (height, width), patch, backbone = config.data.image_size, config.backbone.patch_size, config.backbone
     grid = Grid(height // patch, width // patch)
     wide, depth, _ = backbone.dimensions()
+    num_visible, num_values = _num_visible(config, grid), config.data.in_chans * patch**2
     sizes = Sizes(
         num_patches=grid.num_patches,
-        num_visible=_num_visible(config, grid),
+        num_visible=num_visible,
         num_prefix=backbone.num_prefix,
         width=wide,
         depth=depth,
-        num_values=config.data.in_chans * patch**2,
+        num_values=num_values,
         block=backbone.block_flops,
         grid=grid,
+        embed=backbone.embed_flops(num_visible, num_values) if isinstance(backbone, Convolutional) else None,
     )
-    embed = 2 * sizes.num_visible * sizes.num_values * wide
     taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
-    return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * embed + taught
+    return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * sizes.embed_flops + taught
 
 
 def _mto_flops(config: Config, sizes: Sizes) -> float:

@@ -31,6 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"pretrain.engine.commit", "pretrain.engine.stored"}),
     frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one
     frozenset({"pretrain.backbones", "pretrain.data.rand_augment"}),
+    frozenset({"pretrain.tokenizers"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),
     frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops", "pretrain.guidance",

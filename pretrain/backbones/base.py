@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -72,7 +72,8 @@ class BackboneConfig(Protocol):
     @property
     def answers(self) -> tuple[str, ...]:
         """What else its encoder's forward takes, for objectives that ask for it: "questions" (num_queries), "prefix"
-        (prefix_lengths), see illama.py; "treatment", for MTO-R, see vit.py. And "class_token", where it has one."""
+        (prefix_lengths), see illama.py; "treatment", for MTO-R, see vit.py; "tokenizer", where it is one that can be
+        trained. And "class_token", where it has one."""
         ...
 
     def dimensions(self) -> tuple[int, int, int]:
@@ -90,4 +91,13 @@ class BackboneConfig(Protocol):
     def block_flops(self, tokens: int, queries: int | None = None) -> float:
         """FLOPs of one block's forward for so many tokens of one image; queries: of a last block where only so many
         prefix tokens come out."""
+        ...
+
+
+@runtime_checkable
+class Convolutional(Protocol):
+    """The config of an encoder that begins with a convolution in place of a linear layer on patches."""
+
+    def embed_flops(self, tokens: int, num_values: int) -> float:
+        """FLOPs of that convolution for so many tokens of one image, of num_values pixel values each."""
         ...

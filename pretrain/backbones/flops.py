@@ -20,11 +20,17 @@ class Sizes:
     num_values: int  # P, values in one patch
     block: Callable[..., float] | None = None  # an encoder's `block_flops`; None: as in a ViT
     grid: Grid | None = None  # of the patches, for objectives whose teacher is made for one
+    embed: float | None = None  # FLOPs of what makes tokens of visible pixels; None: a linear layer
 
     @property
     def num_hidden(self) -> int:
         """M."""
         return self.num_patches - self.num_visible
+
+    @property
+    def embed_flops(self) -> float:
+        """FLOPs of the patch projection for the visible patches, or of what stands in its place."""
+        return 2 * self.num_visible * self.num_values * self.width if self.embed is None else self.embed
 
     def encoder_flops(self, num_patches: int, *, only_prefix: bool = False) -> float:
         """FLOPs of the encoder's blocks for so many patches and the prefix, patch projection not included; only_prefix:

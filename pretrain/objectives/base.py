@@ -41,6 +41,11 @@ class Objective(nn.Module):
         for where the config says that it reconstructs."""
         raise NotImplementedError(f"{type(self).__name__} reconstructs no images")
 
+    def show(self, backbone: Backbone, images: Tensor) -> Tensor | None:
+        """What it makes of images (B, C, H, W) uint8, seen whole, for a picture of both: (B, C, H, W) float32 in 0..1.
+        None where it makes no images of whole ones."""
+        return None
+
     def minimised(self, losses: Losses) -> Losses:
         """Those of losses that training lowers; the others are `measured`, and only logged."""
         return {name: values for name, values in losses.items() if name not in self.measured}
