@@ -37,7 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
                "pretrain.mixing"}),
     frozenset({"pretrain.data", "pretrain.engine", "pretrain.tracking"}),
     frozenset({"pretrain.step"}),
-    frozenset({"pretrain.evaluation", "pretrain.generate", "pretrain.export"}),
+    frozenset({"pretrain.evaluation", "pretrain.export"}),
+    frozenset({"pretrain.generate"}),  # judges what it made by features of evaluation
     frozenset({"pretrain"}),  # train.py and the parts of its loop
     frozenset({"configs", "launch"}),
 )
