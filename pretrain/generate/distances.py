@@ -1,8 +1,8 @@
 """How far generated images are from real ones, by their features: two sets of points in one space, float64 inside.
 
-Frechet distance (Heusel et al. 2017, section 3), kernel distance (Binkowski et al. 2018, section 4), precision and recall
-(Kynkaanniemi et al. 2019, equations 1 and 2), density and coverage (Naeem et al. 2020, equations 3 and 4). The numbers
-depend on the space and on how many images there are; compare those of one space and equal counts only.
+Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et
+al. 2019), density and coverage (Naeem et al. 2020). The numbers depend on the space and on how many images there are;
+compare those of one space and equal counts only.
 """
 
 from __future__ import annotations

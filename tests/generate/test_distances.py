@@ -76,7 +76,7 @@ def test_the_kernel_distance_has_no_bias_where_the_frechet_distance_has() -> Non
 
 def test_the_four_shares_of_points_on_a_line_worked_by_hand() -> None:
     real, generated = _line(0, 1, 2, 10), _line(0.5, 1.5, 5, 30)
-    # k=1: balls of real points: [-1, 1] [0, 2] [1, 3] [2, 18]; of generated ones: [-.5, 1.5] [.5, 2.5] [1.5, 8.5] [5, 55]
+    # k=1, real balls: [-1, 1] [0, 2] [1, 3] [2, 18]; generated ones: [-.5, 1.5] [.5, 2.5] [1.5, 8.5] [5, 55]
     found = overlap(real, generated, k=1, k_density=1)
     assert found["precision"] == 3 / 4  # 30 lies in none
     assert found["recall"] == 4 / 4  # 0 and 1, 1 and 2, 2, 10
