@@ -53,7 +53,8 @@ DOORS = {
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
     "pretrain.timm_shim":
-        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
+        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/generate/inception\.py|pretrain/export\.py|"
+        r"pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from masking.mask import Grid
 from masking.rng import generator
+from pretrain.backbones.vit import ViTConfig
 from pretrain.engine.load import load_backbone
 from pretrain.errors import ConfigError, NumericalError
 from pretrain.evaluation.features import extract
-from pretrain.generate.feature_space import as_pixels, in_batches, own_space, rounded
+from pretrain.generate.feature_space import FeatureSpace, as_pixels, in_batches, own_space, rounded
 from tests.engine.load_cases import save
 
 SIZE = (32, 48)  # of the run in load_cases
@@ -27,12 +30,29 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "first"
 
 
-def test_features_of_real_images_are_those_of_evaluation(run: Path) -> None:
-    batches = in_batches(_images(5), torch.arange(5), 2)
-    found, expected = own_space(run).of(batches), extract(load_backbone(run).backbone, batches)
+def _random_space() -> FeatureSpace:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = ViTConfig("tiny", patch_size=16, width=32, depth=2, heads=2).build(
+            Grid(2, 3), 3, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+        )
+    return FeatureSpace("random", SIZE, 3, partial(extract, backbone))
+
+
+def test_features_of_real_images_are_those_of_evaluation() -> None:
+    batches, space = in_batches(_images(5), torch.arange(5), 2), _random_space()
+    (backbone,) = space.reader.args
+    found, expected = space.of(batches), extract(backbone, batches)
     assert torch.equal(found.features, expected.features)
+    assert float(found.features.std(dim=0).min()) > 1e-3  # the images do make a difference
     assert found.labels.tolist() == [0, 1, 2, 3, 4]
-    assert found.features.shape == (5, 32)
+
+
+def test_the_space_of_a_run_is_that_of_its_newest_weights(run: Path) -> None:
+    batches = in_batches(_images(2))
+    expected = extract(load_backbone(run).backbone, batches).features
+    assert torch.equal(own_space(run).of(batches).features, expected)
+    assert not torch.equal(own_space(run, step=3).of(batches).features, expected)
 
 
 def test_a_space_is_named_for_its_run_and_step(run: Path) -> None:
@@ -40,15 +60,15 @@ def test_a_space_is_named_for_its_run_and_step(run: Path) -> None:
     assert own_space(run, step=3).name == "FID-own (run first, step 3)"
 
 
-def test_floats_go_through_the_door_that_files_go_through(run: Path) -> None:
-    images, space = _images(4), own_space(run)
+def test_floats_go_through_the_door_that_files_go_through() -> None:
+    images, space = _images(4), _random_space()
     noise = 0.9 * (torch.rand(images.shape, generator=generator(0, "noise")) - 0.5)  # rounded away again
     floats = ((images.float() + noise) / 255).clamp(0, 1)
     assert torch.equal(rounded(floats), images)
     assert torch.equal(space.of(in_batches(floats)).features, space.of(in_batches(images)).features)
 
 
-def test_another_size_is_resized_bicubically_over_the_whole_area(run: Path) -> None:
+def test_another_size_is_resized_bicubically_over_the_whole_area() -> None:
     images = _images(2, (64, 96))
     small = as_pixels(images, SIZE, 3)
     expected = nn.functional.interpolate(images.float(), size=SIZE, mode="bicubic", antialias=True)
@@ -56,7 +76,8 @@ def test_another_size_is_resized_bicubically_over_the_whole_area(run: Path) -> N
     assert float((small - expected.clamp(0, 255)).abs().max()) <= 0.5001
     constant = torch.full((1, 3, 16, 16), 77, dtype=torch.uint8)
     assert torch.equal(as_pixels(constant, SIZE, 3), torch.full((1, 3, *SIZE), 77, dtype=torch.uint8))
-    assert own_space(run).of(in_batches(images)).features.shape == (2, 32)
+    space = _random_space()
+    assert torch.equal(space.of(in_batches(images)).features, space.of(in_batches(small)).features)
 
 
 def test_a_single_channel_is_repeated() -> None:
