@@ -38,7 +38,8 @@ LAYERS: tuple[frozenset[str], ...] = (
                "pretrain.mixing"}),
     frozenset({"pretrain.data", "pretrain.engine", "pretrain.tracking"}),
     frozenset({"pretrain.step"}),
-    frozenset({"pretrain.evaluation", "pretrain.generate", "pretrain.export"}),
+    frozenset({"pretrain.evaluation", "pretrain.export"}),
+    frozenset({"pretrain.generate"}),  # judges what it made by features of evaluation
     frozenset({"pretrain"}),  # train.py and the parts of its loop
     frozenset({"configs", "launch"}),
 )
@@ -53,7 +54,8 @@ DOORS = {
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
     "pretrain.timm_shim":
-        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/export\.py|pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
+        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/generate/inception\.py|pretrain/export\.py|"
+        r"pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
