@@ -86,6 +86,24 @@ def test_the_four_shares_of_points_on_a_line_worked_by_hand() -> None:
     assert overlap(real, generated, k=1, k_density=2)["density"] == (3 + 4 + 1 + 0) / (2 * 4)
 
 
+def test_the_four_shares_are_those_of_the_definitions_pair_by_pair() -> None:
+    real, generated = _points(60, 3), 1.2 * _points(45, 3, seed=1) + 0.6
+    between = (generated[:, None] - real).norm(dim=-1)
+
+    def reach(points: Tensor, k: int) -> Tensor:
+        return (points[:, None] - points).norm(dim=-1).sort(dim=1).values[:, k]  # the point itself comes first
+
+    expected = {
+        "precision": float((between <= reach(real, 3)).any(1).double().mean()),
+        "recall": float((between.T <= reach(generated, 3)).any(1).double().mean()),
+        "density": float((between <= reach(real, 5)).double().sum(1).mean() / 5),
+        "coverage": float((between <= reach(real, 5)).any(0).double().mean()),
+    }
+    assert overlap(real, generated, chunk=16) == pytest.approx(expected, rel=1e-12)
+    assert 0.2 < min(expected.values())
+    assert max(expected["precision"], expected["recall"], expected["coverage"]) < 1
+
+
 def test_what_lies_on_the_edge_of_a_ball_is_inside_and_copies_are_found_at_any_scale() -> None:
     assert overlap(_line(0, 1, 3), _line(-1, -1.5, 9), k=1, k_density=1)["precision"] == 1 / 3
     real = 1e4 + 0.01 * _points(60, 40)
