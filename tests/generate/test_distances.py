@@ -87,7 +87,7 @@ def test_the_four_shares_of_points_on_a_line_worked_by_hand() -> None:
 
 
 def test_the_four_shares_are_those_of_the_definitions_pair_by_pair() -> None:
-    real, generated = _points(60, 3), 0.8 * _points(45, 3, seed=1) + 0.4
+    real, generated = _points(60, 3), 1.2 * _points(45, 3, seed=1) + 0.6
     between = (generated[:, None] - real).norm(dim=-1)
 
     def reach(points: Tensor, k: int) -> Tensor:
