@@ -52,10 +52,10 @@ class Plan:
             step += size
         return found
 
-    def cost(self, counts: tuple[int, ...], num_extra: int) -> float:
+    def cost(self, counts: tuple[int, ...], num_extra: int, num_given: int = 0) -> float:
         """Arithmetic of all passes in full ones, where each recomputes its targets and num_extra extra tokens: a local
-        pass costs its share of the queries, whatever the width (the keys are always all of them)."""
-        length = sum(counts) + num_extra
+        pass costs its share of the queries, whatever the width (the keys are always all of them, given tokens too)."""
+        length = sum(counts) + num_extra + num_given
         groups = self.groups(counts)
         return sum(1 + (len(group) - 1) * (sum(group) + num_extra) / length for group in groups)
 

@@ -10,7 +10,7 @@ from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
-from pretrain.objectives.base import ObjectiveConfig, Taught
+from pretrain.objectives.base import NeedsNoneVisible, ObjectiveConfig, Taught
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -20,6 +20,7 @@ from pretrain.ranges import (
     Range,
     check_ranges,
 )
+from pretrain.tokenizers.token_vit import TokenViTConfig
 
 _RANGES: dict[str, Range] = {
     "epochs": POSITIVE,
@@ -116,6 +117,13 @@ def _check_mixing(config: Config, world_size: int) -> None:
 
 
 def _check_pair(config: Config) -> None:
+    if isinstance(config.backbone, TokenViTConfig):
+        config.backbone.tokenizer.kind(config.data.in_chans)
+        if config.objective.asks not in ("codes", "values"):
+            raise ConfigError(
+                f"backbone=TokenViTConfig reads tokens, and objective={type(config.objective).__name__} predicts "
+                "pixels or classes of images; use MaskGITConfig, MAGEConfig or MARConfig"
+            )
     asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
     if asked is not None and asked not in config.backbone.answers:
         if asked == "class_token":
@@ -128,8 +136,13 @@ def _check_pair(config: Config) -> None:
                 f"objective={objective} trains a tokenizer, and backbone is {backbone}; use a ConvTokenizerConfig, as "
                 "configs/tokenizer_fsq_cifar.py has it"
             )
-        needs = {"questions": "backbone.class_token=last", "prefix": "backbone.mode=prefix"}[asked]
-        raise ConfigError(f"objective={objective} needs an IllamaConfig with {needs}; backbone is {backbone} without")
+        needs = {
+            "questions": "an IllamaConfig with backbone.class_token=last",
+            "prefix": "an IllamaConfig with backbone.mode=prefix",
+            "codes": "a TokenViTConfig whose backbone.tokenizer gives ids (a run with FSQ or VQ, or palette)",
+            "values": "a TokenViTConfig whose backbone.tokenizer gives values (pixels, or a run with KL)",
+        }[asked]
+        raise ConfigError(f"objective={objective} needs {needs}; backbone is {backbone} without")
     if isinstance(config.objective, Taught) and config.objective.follows_student and config.engine.zero_stage == 3:
         raise ConfigError(
             "the teacher is the student's average, and at engine.zero_stage=3 no process has the student's weights "
@@ -187,9 +200,10 @@ def _check_mask(config: Config, grid: Grid) -> None:
             raise ConfigError(f"data.boxes={config.data.boxes} has no effect without a mask; set data.boxes=none")
         return
     visible = mask.ratio.num_visible(grid, generator(config.seed, "check"))
-    if not 1 <= visible <= grid.num_patches - (least or 0):
+    fewest = config.objective.least_visible if isinstance(config.objective, NeedsNoneVisible) else 1
+    if not fewest <= visible <= grid.num_patches - (least or 0):
         raise ConfigError(
-            f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need 1 to "
+            f"mask.ratio leaves {visible} of {grid.num_patches} patches visible; need {fewest} to "
             f"{grid.num_patches - (least or 0)}: change the share that is hidden, data.image_size or "
             "backbone.patch_size"
         )

@@ -5,6 +5,8 @@ Training is three forwards, and two for the patch projection, whose input needs 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from masking.mask import Grid
@@ -14,6 +16,7 @@ from pretrain.backbones.flops import Sizes
 from pretrain.config import Config
 from pretrain.objectives.base import Taught
 from pretrain.objectives.mto_r import TreatedConfig
+from pretrain.tokenizers.token_vit import TokenViTConfig
 
 # Dense bf16 matrix products measured on the device where known, else the maker's figure; FLOP/s.
 _PEAKS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -36,6 +39,9 @@ def train_flops_per_image(config: Config) -> float:
         grid=grid,
         embed=backbone.embed_flops(num_visible, num_values) if isinstance(backbone, Convolutional) else None,
     )
+    if isinstance(backbone, TokenViTConfig):
+        kind = backbone.tokenizer.kind(config.data.in_chans)
+        sizes = replace(sizes, num_values=kind.num_values * (kind.num_codes is None), num_codes=kind.num_codes or 0)
     taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
     return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * sizes.embed_flops + taught
 

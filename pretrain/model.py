@@ -12,6 +12,7 @@ from pretrain.config import Config
 from pretrain.objectives.base import Drawing, Objective
 from pretrain.objectives.mask_tokens import MaskTokenObjective
 from pretrain.objectives.mto_r import TreatedConfig
+from pretrain.tokenizers.token_vit import TokenViTConfig
 from pretrain.types import Features, Losses, Target
 
 
@@ -72,6 +73,13 @@ def num_draws(config: Config) -> int:
         return config.objective.num_draws(config.backbone, grid)
     chooses = config.objective.chooses or (config.mto is not None and config.mto.chooses)
     return grid.num_patches if chooses else 0
+
+
+def num_labels(config: Config) -> int | None:
+    """Among how many classes every sample needs a label, for whoever is told of it or decides; None: nobody is."""
+    if isinstance(config.backbone, TokenViTConfig):
+        return config.backbone.classes
+    return config.objective.num_classes
 
 
 def grid_of(config: Config) -> Grid:

@@ -26,7 +26,7 @@ from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
 from pretrain.mixing import Mixing
-from pretrain.model import PretrainModel, build_model, grid_of, num_draws
+from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels
 from pretrain.observe import Observer
 from pretrain.records import StepRecords
 from pretrain.step import Recipe, train_step
@@ -188,7 +188,7 @@ def _stream(config: Config, engine: Engine, sources: Sources, start_step: int) -
         accumulation=config.engine.accumulation,
         start_step=start_step,
         device=engine.device,
-        num_classes=config.objective.num_classes,
+        num_classes=num_labels(config),
     )
 
 

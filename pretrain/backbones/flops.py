@@ -20,6 +20,7 @@ class Sizes:
     num_values: int  # P, values in one patch
     block: Callable[..., float] | None = None  # an encoder's `block_flops`; None: as in a ViT
     grid: Grid | None = None  # of the patches, for objectives whose teacher is made for one
+    num_codes: int = 0  # codes of a tokenizer, where patches are its tokens; 0: they are values
     embed: float | None = None  # FLOPs of what makes tokens of visible pixels; None: a linear layer
 
     @property

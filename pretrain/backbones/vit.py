@@ -21,7 +21,7 @@ from pretrain.backbones.treatment import Treatment
 from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
 from pretrain.types import Features
 
-_SIZES = {  # width, depth, heads
+SIZES = {  # width, depth, heads
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -71,7 +71,7 @@ class ViTConfig:
 
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""
-        width, depth, heads = _SIZES[self.size]
+        width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
 
     def check(self) -> None:

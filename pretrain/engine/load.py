@@ -21,7 +21,7 @@ Filled = TypeVar("Filled", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder, with its objective where that is a classifier, and where their weights come from."""
+    """An encoder, with its objective where that is wanted, and where their weights come from."""
 
     backbone: Backbone  # on the CPU, float32, in eval mode, without gradients
     config: Config
@@ -31,16 +31,19 @@ class Loaded:
     objective: Objective | None = None  # likewise
 
 
-def load_backbone(run_dir: Path, weights: str = "ema", step: int | None = None) -> Loaded:
-    """The encoder of the newest checkpoint of run_dir that verifies, or of that of step. weights is "model" or "ema",
-    which means the weights themselves where the run keeps no average.
+def load_backbone(
+    run_dir: Path, weights: str = "ema", step: int | None = None, *, with_objective: bool = False
+) -> Loaded:
+    """The encoder of the newest checkpoint of run_dir that verifies, or of that of step; and its objective, where that
+    is a classifier or asked for. weights is "model" or "ema", which means the weights themselves where the run keeps no
+    average.
 
     Every byte is compared with the manifest before any is parsed; a checkpoint that fails is left as it is and the one
     before it taken. Raises ConfigError for a run or step that is not there, CheckpointError where nothing verifies."""
     config = read_config(Path(run_dir) / "config.json")
     found = read_newest(Path(run_dir), weights, step)
     fingerprint = str(found.commit.run.get("fingerprint", ""))
-    if config.objective.num_classes is not None:
+    if with_objective or config.objective.num_classes is not None:
         model = _filled(untrained_model(config), found.state, found.directory)
         return Loaded(model.backbone, config, found.commit.step, found.which, fingerprint, model.objective)
     backbone = _filled(untrained_backbone(config), encoder_of(found.state), found.directory)

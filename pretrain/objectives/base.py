@@ -132,6 +132,16 @@ class Drawing(Protocol):
 
 
 @runtime_checkable
+class NeedsNoneVisible(Protocol):
+    """The config of an objective whose encoder has something to see where every patch is hidden: a ratio may say so."""
+
+    @property
+    def least_visible(self) -> int:
+        """How many patches of an image must stay visible at least: 0."""
+        ...
+
+
+@runtime_checkable
 class Taught(Protocol):
     """The config of an objective whose targets cost arithmetic of their own: a teacher sees the images first."""
 

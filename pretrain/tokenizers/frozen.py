@@ -25,7 +25,7 @@ from pretrain.tokenizers.builtin import Palette, Pixels
 from pretrain.tokenizers.trained import ConvTokenizerConfig
 
 _BUILTIN = ("pixels", "palette")
-_HERE = "objective.tokenizer."
+_HERE = "backbone.tokenizer."
 _RANGES: dict[str, Range] = {"patch_size": AT_LEAST_1, "scale": POSITIVE}
 
 
@@ -60,13 +60,13 @@ class TokenizerConfig:
                     f"set {_HERE}{name}={'none' if off is None else off}"
                 )
 
-    def kind(self, in_chans: int = 3) -> Kind:
+    def kind(self, in_chans: int | None = None) -> Kind:
         """What is known of it before its weights are read. Raises ConfigError where there is no such tokenizer, or none
-        for images of in_chans channels."""
+        for images of in_chans channels; None: of as many as it has."""
         if self.path == "pixels":
-            return _kind_of(Pixels(self.patch_size or 1, in_chans))
+            return _kind_of(Pixels(self.patch_size or 1, in_chans or 3))
         kind = _kind_of(Palette(self.patch_size or 1)) if self.is_builtin else _run(self.path).kind
-        if kind.in_chans != in_chans:
+        if in_chans not in (None, kind.in_chans):
             raise ConfigError(
                 f"{_HERE}path={self.path} is a tokenizer of {kind.in_chans} channels, and data.in_chans={in_chans}; "
                 "make them equal"
