@@ -79,11 +79,14 @@ class Observer:
         self._tracker.inspection(step, model.objective.inspect(model.backbone, images, mask, target))
         self._draw_inspections(step)
         if config.mask is None:
-            return
-        paste = model.objective.reconstruct(model.backbone, images, mask) if config.objective.reconstructs else None
-        path = self._picture(step)
-        shown = None if paste is None else paste.float().cpu()
-        panel(images.cpu(), mask.hidden.cpu(), shown, path, grid=grid, title=f"step {step}")
+            made = model.objective.show(model.backbone, images)
+            if made is None:
+                return
+        else:
+            made = model.objective.reconstruct(model.backbone, images, mask) if config.objective.reconstructs else None
+        path, hidden = self._picture(step), None if config.mask is None else mask.hidden.cpu()
+        shown = None if made is None else made.float().cpu()
+        panel(images.cpu(), hidden, shown, path, grid=grid, title=f"step {step}")
         self._tracker.panel(step, path)
 
     def _draw_inspections(self, step: int) -> None:

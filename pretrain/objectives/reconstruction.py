@@ -93,14 +93,15 @@ class Reconstruction(Objective):
         return backbone.images(backbone.tokens(images), backbone.grid)
 
     def inspect(self, backbone: Backbone, images: Tensor, mask: Mask, target: Target) -> dict[str, Any]:
-        """The mean PSNR of images (B, C, H, W) uint8, dB; and of their tokens how many codes they use of how many
-        they could, or the deviation of their values, one over which is the scale for whoever generates them."""
+        """{"tokens": figures} of images (B, C, H, W) uint8: the mean PSNR, dB; and how many codes they use of how many so
+        few images could, or the deviation of their values, one over which is the scale for whoever generates them."""
         assert isinstance(backbone, ConvTokenizer)
         tokens = backbone.tokens(images)
         found = {"psnr": float(psnr(backbone.images(tokens, backbone.grid), images.float() / 255).mean())}
         if backbone.num_codes is None:
-            return {**found, "token_std": float(tokens.std())}
-        return {**found, "codes_used": tokens.unique().numel(), "codes": min(backbone.num_codes, tokens.numel())}
+            return {"tokens": {**found, "std": float(tokens.std())}}
+        could = min(backbone.num_codes, tokens.numel())
+        return {"tokens": {**found, "codes_used": tokens.unique().numel(), "codes": could}}
 
 
 def edge_distance(made: Tensor, want: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 A panel has one row an image: original, masked, prediction, paste. The prediction is what the decoder says about hidden
 patches (with the patches' own mean and spread put back); the paste is the same with the visible pixels in their places.
+Where nothing is hidden a row is original and reconstruction.
 The PNG carries its layout in a text chunk, from which `read_cells` cuts it apart again for the report.
 """
 
@@ -42,7 +43,7 @@ class Cells:
 
 def panel(
     originals: Tensor,
-    masks: Tensor,
+    masks: Tensor | None,
     reconstructions: Tensor | None,
     path: Path,
     *,
@@ -52,18 +53,16 @@ def panel(
 ) -> Path:
     """Writes the picture of B images to path, a PNG, and returns path.
 
-    originals (B, C, H, W) uint8; masks (B, N) bool, True where hidden; reconstructions (B, C, H, W) float in 0..1,
-    visible pixels pasted, or None where nothing is predicted; predictions the same without pasting, or None: then only
-    hidden patches are shown.
+    originals (B, C, H, W) uint8; masks (B, N) bool, True where hidden, or None where nothing is; reconstructions
+    (B, C, H, W) float in 0..1, visible pixels pasted, or None where nothing is predicted; predictions the same without
+    pasting, or None: then only hidden patches are shown.
     """
-    hidden = _on_pixels(masks, grid, originals.shape[-2:])
-    original = originals.float() / 255
-    grey = torch.full_like(original, _GREY / 255)
-    columns = {"original": original, "masked": torch.where(hidden, grey, original)}
-    if reconstructions is not None:
-        paste = reconstructions.float()
-        columns["prediction"] = torch.where(hidden, paste, grey) if predictions is None else predictions.float()
-        columns["paste"] = paste
+    columns = {"original": originals.float() / 255}
+    if masks is None and reconstructions is not None:
+        columns["reconstruction"] = reconstructions.float()
+    elif masks is not None:
+        hidden = _on_pixels(masks, grid, originals.shape[-2:])
+        columns |= _around(columns["original"], hidden, reconstructions, predictions)
     rows = [{name: _picture(images[b]) for name, images in columns.items()} for b in range(len(originals))]
     note = f"channels 1 to 3 of {originals.shape[1]}" if originals.shape[1] > 3 else ""
     sheet, layout = _sheet(rows, "   ".join(filter(None, (title, note))))
@@ -128,6 +127,17 @@ def save(sheet: Image.Image, path: Path, text: PngImagePlugin.PngInfo | None = N
     sheet.save(temporary, format="PNG", optimize=True, pnginfo=text)
     os.replace(temporary, path)
     return path
+
+
+def _around(original: Tensor, hidden: Tensor, paste: Tensor | None, predictions: Tensor | None) -> dict[str, Tensor]:
+    """The columns beside the original, of images (B, C, H, W) float and hidden (B, 1, H, W) bool."""
+    grey = torch.full_like(original, _GREY / 255)
+    columns = {"masked": torch.where(hidden, grey, original)}
+    if paste is not None:
+        paste = paste.float()
+        columns["prediction"] = torch.where(hidden, paste, grey) if predictions is None else predictions.float()
+        columns["paste"] = paste
+    return columns
 
 
 def _on_pixels(masks: Tensor, grid: Grid, size: torch.Size) -> Tensor:

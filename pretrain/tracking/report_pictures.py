@@ -33,14 +33,14 @@ _TOKEN_FIGURES = (
 
 
 def predicts(run: RunData) -> bool:
-    """Whether the run's pictures show what it makes of hidden patches; True where there is no picture yet."""
+    """Whether the run's pictures show what it makes of images; True where there is no picture yet."""
     cells = read_cells(run.panels[-1][1]) if run.panels else None
-    return cells is None or "paste" in cells.rows[0]
+    return cells is None or _made(cells) is not None
 
 
 def reconstructions(run: RunData) -> str:
-    """A table: a row an image: masked, reconstructed at some steps where the objective does that, original; or a
-    sentence."""
+    """A table: a row an image: masked, where it was, reconstructed at some steps where the objective does that, original;
+    or a sentence."""
     sheets = [(step, cells) for step, path in frames(run.panels, _MAX_STEPS) if (cells := read_cells(path)) is not None]
     if not sheets and run.config.get("mask") is None:
         return ""
@@ -53,17 +53,19 @@ def reconstructions(run: RunData) -> str:
     if not all(_same_images(first, cells) for _, cells in sheets):  # the panels' data was changed between attempts
         sheets = sheets[-1:]
         first = sheets[0][1]
-    if "paste" not in first.rows[0]:
+    made = _made(first)
+    if made is None:
         sheets = []
-    heads = ["<th>masked</th>", *(f"<th>step <b>{short(step)}</b></th>" for step, _ in sheets)]
+    masked = ["masked"] if "masked" in first.rows[0] else []
+    heads = [f"<th>{name}</th>" for name in masked] + [f"<th>step <b>{short(step)}</b></th>" for step, _ in sheets]
     heads += ['<th class="gap"></th>', "<th>original</th>"]
     rows = []
     for index in range(min(len(first.rows), _MAX_IMAGES)):
-        pictures = [first.rows[index]["masked"], *(cells.rows[index]["paste"] for _, cells in sheets)]
-        row = [_cell(picture, "masked" if i == 0 else f"step {sheets[i - 1][0]}") for i, picture in enumerate(pictures)]
+        row = [_cell(first.rows[index][name], name) for name in masked]
+        row += [_cell(cells.rows[index][made], f"step {step}") for step, cells in sheets if made is not None]
         rows.append("".join([*row, '<td class="gap"></td>', _cell(first.rows[index]["original"], "original")]))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    columns = f'style="--columns:{len(sheets) + 2}"'  # few of them are not blown up to the width of the page
+    columns = f'style="--columns:{len(heads) - 1}"'  # few of them are not blown up to the width of the page
     head = f"<thead><tr>{''.join(heads)}</tr></thead>"
     return f'<div class="strip"><table {columns}>{head}<tbody>{body}</tbody></table></div>'
 
@@ -131,6 +133,11 @@ def masks(run: RunData) -> str:
     )
     note = '<p class="note">They depend on the image: these are masks of imagined objects.</p>' if shown.guided else ""
     return f'<div class="card"><div class="masks">{"".join(figures)}{_numbers(shown)}</div></div>{note}'
+
+
+def _made(cells: Cells) -> str | None:
+    """The column that shows what the model made, if any."""
+    return next((name for name in ("paste", "reconstruction") if name in cells.rows[0]), None)
 
 
 def _tokens_row(name: str, result: dict[str, float]) -> str:

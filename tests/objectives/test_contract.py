@@ -13,6 +13,7 @@ from masking.attention import op
 from masking.mask import Grid, Mask
 from masking.rng import generator
 from pretrain import objectives
+from pretrain.backbones.base import Convolutional
 from pretrain.backbones.flops import Sizes
 from pretrain.backbones.illama import IllamaConfig
 from pretrain.backbones.vit import ViTConfig
@@ -20,6 +21,7 @@ from pretrain.checks import check
 from pretrain.config import check_types, load_config
 from pretrain.objectives.base import Taught
 from pretrain.patches import patchify
+from pretrain.tokenizers.trained import ConvTokenizerConfig
 from pretrain.types import Labels
 from tests.objectives.plain import MEAN, STD
 from tests.syntax import ROOT
@@ -28,7 +30,8 @@ GRID, PATCH, VISIBLE, BATCH = Grid(4, 6), 8, 9, 3
 VIT = ViTConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4, registers=1)
 ILLAMA = IllamaConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4)
 PREFIX = dataclasses.replace(ILLAMA, mode="prefix", soft_mask=None)
-ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX}
+CONV = ConvTokenizerConfig(patch_size=PATCH, width=16, blocks=1)
+ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX, "tokenizer": CONV}
 UNUSED = {"NextPatchConfig": {"backbone.cls_token"}}  # behind all patches, and nothing in the loss asks it
 
 
@@ -84,7 +87,7 @@ def target_of(objective, images):
 
 
 def loss_of(backbone, objective, images, mask):
-    return sum(objective(backbone, images, mask, target_of(objective, images))[0].values())
+    return sum(objective.minimised(objective(backbone, images, mask, target_of(objective, images))[0]).values())
 
 
 def parameters_of(backbone, objective):
@@ -128,8 +131,8 @@ def test_losses_are_one_finite_number_an_image_and_features_those_of_visible_pat
     for values in losses.values():
         assert values.shape == (BATCH,) and values.dtype == torch.float32 and values.isfinite().all()
     asked = 0 if config.asks == "class_token" else mask.num_visible
-    assert features.tokens.shape == (BATCH, asked, 48)
-    assert features.prefix.shape == (BATCH, backbone.num_prefix, 48)
+    assert features.tokens.shape == (BATCH, asked, backbone.width)
+    assert features.prefix.shape == (BATCH, backbone.num_prefix, backbone.width)
 
 
 @every_objective
@@ -248,12 +251,14 @@ def test_the_arithmetic_it_states_is_what_runs(config):
     a little more than the model needs: MAE's last block projects queries that nobody asks for."""
     backbone, objective = build(config)
     images, mask = inputs(config)
-    values = 3 * PATCH**2
-    block, num_prefix = ENCODERS[config.asks].block_flops, backbone.num_prefix
-    sizes = Sizes(GRID.num_patches, mask.num_visible, num_prefix, width=48, depth=2, num_values=values, block=block)
-    embed = 2 * mask.num_visible * values * 48
+    encoder, seen, values = ENCODERS[config.asks], mask.num_visible, 3 * PATCH**2
+    width, depth, _ = encoder.dimensions()
+    embed = encoder.embed_flops(seen, values) if isinstance(encoder, Convolutional) else 2 * seen * values * width
+    sizes = Sizes(
+        GRID.num_patches, seen, backbone.num_prefix, width, depth, values, block=encoder.block_flops, embed=embed
+    )
     taught = config.target_flops(sizes) if isinstance(config, Taught) else 0
-    branch = "matmul" if ENCODERS[config.asks] in (ILLAMA, PREFIX) else "sdpa"
+    branch = "matmul" if encoder in (ILLAMA, PREFIX) else "sdpa"
     with op.forced(branch), FlopCounterMode(display=False, custom_mapping=COUNTED) as forward:
         loss = loss_of(backbone, objective, images, mask)
     assert 1 <= forward.get_total_flops() / (BATCH * (config.forward_flops(sizes) + embed + taught)) < 1.01

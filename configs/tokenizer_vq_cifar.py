@@ -1,0 +1,33 @@
+"""A tokenizer for images of 32 x 32 pixels such as CIFAR's: 8 x 8 tokens of 1024 learned codes, vector quantisation; the
+control beside configs/tokenizer_fsq_cifar.py.
+
+Command:   lacuna train configs/tokenizer_vq_cifar.py data.train='train/*.tar' data.val='val/*.tar'
+Hardware:  any GPU
+Expected:  not measured at this size
+"""
+
+from pretrain.config import Config
+from pretrain.data.settings import DataConfig
+from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
+from pretrain.objectives.reconstruction import ReconstructionConfig
+from pretrain.tokenizers.trained import ConvTokenizerConfig
+from pretrain.tokenizers.vq import VQConfig
+from pretrain.tracking.settings import TrackingConfig
+
+
+def config() -> Config:
+    return Config(
+        name="tokenizer_vq_cifar",
+        data=DataConfig(
+            train="shards/*.tar", image_size=(32, 32), batch_size=128, crop_scale=(1.0, 1.0),
+            crop_aspect=(1.0, 1.0), workers=1,
+        ),
+        backbone=ConvTokenizerConfig(VQConfig(num_codes=1024, code_dim=64), patch_size=4),
+        objective=ReconstructionConfig(),
+        mask=None,
+        epochs=50,
+        optim=OptimConfig(base_lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01, final_lr_ratio=0.01, clip_norm=1.0),
+        engine=EngineConfig(ema_decay=0.998),
+        checkpoint=CheckpointConfig(every_steps=500),
+        tracking=TrackingConfig(log_every=20),
+    )
