@@ -93,8 +93,9 @@ class Reconstruction(Objective):
         return backbone.images(backbone.tokens(images), backbone.grid)
 
     def inspect(self, backbone: Backbone, images: Tensor, mask: Mask, target: Target) -> dict[str, Any]:
-        """{"tokens": figures} of images (B, C, H, W) uint8: the mean PSNR, dB; and how many codes they use of how many so
-        few images could, or the deviation of their values, one over which is the scale for whoever generates them."""
+        """{"tokens": figures} of images (B, C, H, W) uint8: the mean PSNR, dB; and how many codes they use of how many
+        so few images could, or the deviation of their values, one over which is the scale for whoever generates
+        them."""
         assert isinstance(backbone, ConvTokenizer)
         tokens = backbone.tokens(images)
         found = {"psnr": float(psnr(backbone.images(tokens, backbone.grid), images.float() / 255).mean())}

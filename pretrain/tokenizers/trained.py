@@ -99,7 +99,8 @@ class ConvTokenizer(Backbone, Tokenizer):
 
     def decode(self, values: Tensor, grid: Grid) -> Tensor:
         """Values (B, N, num_values) of all patches of grid as images (B, C, H, W) float32, about 0..1."""
-        pixels = self._through(self.decoder, rearrange(values, "b (h w) c -> b c h w", h=grid.height))
+        latents = rearrange(values, "b (h w) c -> b c h w", h=grid.height)
+        pixels = self._through(self.decoder, latents.contiguous())  # sums are those of one layout, whoever made values
         return (pixels.float() + 1) / 2
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:

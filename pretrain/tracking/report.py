@@ -79,7 +79,7 @@ def _about_pictures(run: RunData) -> tuple[str, str]:
         return "Images", "What the encoder sees, and all there is; validation images, where the run has any."
     words = "The same images at several steps, visible patches pasted in; validation images, where the run has any."
     if run.config.get("mask") is None:
-        words = "The same images at several steps, made of their tokens alone; validation images, where the run has any."
+        words = "The same images at several steps, made of their tokens; validation images, where the run has any."
     if run.config.get("objective", {}).get("norm_pixels"):
         words += " The model predicts normalised pixels, so hidden patches are given their true mean and contrast back."
     return "Reconstructions", words

@@ -39,8 +39,8 @@ def predicts(run: RunData) -> bool:
 
 
 def reconstructions(run: RunData) -> str:
-    """A table: a row an image: masked, where it was, reconstructed at some steps where the objective does that, original;
-    or a sentence."""
+    """A table: a row an image: masked, where it was, reconstructed at some steps where the objective does that,
+    original; or a sentence."""
     sheets = [(step, cells) for step, path in frames(run.panels, _MAX_STEPS) if (cells := read_cells(path)) is not None]
     if not sheets and run.config.get("mask") is None:
         return ""
