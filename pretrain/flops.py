@@ -5,13 +5,11 @@ Training is three forwards, and two for the patch projection, whose input needs 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from masking.mask import Grid
 from masking.rng import generator
-from pretrain.backbones.base import Convolutional
+from pretrain.backbones.base import BackboneConfig, Convolutional
 from pretrain.backbones.flops import Sizes
 from pretrain.config import Config
 from pretrain.objectives.base import Taught
@@ -23,27 +21,34 @@ _PEAKS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "V100": 125e12, "L40S"
 
 
 def train_flops_per_image(config: Config) -> float:
-    """FLOPs of forward and backward for one image of config's run: the encoder and what the objective adds."""
-    (height, width), patch, backbone = config.data.image_size, config.backbone.patch_size, config.backbone
+    """FLOPs of forward and backward for one image of config's run: the encoder and what the objective adds. A frozen
+    tokenizer is not counted."""
+    (height, width), patch = config.data.image_size, config.backbone.patch_size
     grid = Grid(height // patch, width // patch)
-    wide, depth, _ = backbone.dimensions()
-    num_visible, num_values = _num_visible(config, grid), config.data.in_chans * patch**2
-    sizes = Sizes(
+    sizes = sizes_of(config.backbone, grid, config.data.in_chans, _num_visible(config, grid))
+    taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
+    return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * sizes.embed_flops + taught
+
+
+def sizes_of(backbone: BackboneConfig, grid: Grid, in_chans: int, num_visible: int) -> Sizes:
+    """What the arithmetic of an image depends on, for an encoder of so many visible patches of grid."""
+    width, depth, _ = backbone.dimensions()
+    num_values, num_codes = in_chans * backbone.patch_size**2, 0
+    if isinstance(backbone, TokenViTConfig):
+        kind = backbone.tokenizer.kind(in_chans)
+        num_values, num_codes = (kind.num_values, 0) if kind.num_codes is None else (0, kind.num_codes)
+    return Sizes(
         num_patches=grid.num_patches,
         num_visible=num_visible,
         num_prefix=backbone.num_prefix,
-        width=wide,
+        width=width,
         depth=depth,
         num_values=num_values,
         block=backbone.block_flops,
         grid=grid,
+        num_codes=num_codes,
         embed=backbone.embed_flops(num_visible, num_values) if isinstance(backbone, Convolutional) else None,
     )
-    if isinstance(backbone, TokenViTConfig):
-        kind = backbone.tokenizer.kind(config.data.in_chans)
-        sizes = replace(sizes, num_values=kind.num_values * (kind.num_codes is None), num_codes=kind.num_codes or 0)
-    taught = config.objective.target_flops(sizes) if isinstance(config.objective, Taught) else 0.0
-    return 3 * (config.objective.forward_flops(sizes) + _mto_flops(config, sizes)) + 2 * sizes.embed_flops + taught
 
 
 def _mto_flops(config: Config, sizes: Sizes) -> float:

@@ -62,7 +62,10 @@ def test_links_to_sections_meet_a_heading(page: Path) -> None:
         assert section in slugs, f"{page.name} links to {target}#{section}"
 
 
-CONFIGS = ("mae_vitb16", "illama_b16_mae", "maskalign_vitb16", "illama_b16_supervised")
+CONFIGS = (
+    "mae_vitb16", "illama_b16_mae", "maskalign_vitb16", "illama_b16_supervised", "tokenizer_fsq_cifar", "maskgit_cifar",
+    "mage_cifar", "mar_cifar",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,6 +10,7 @@ from masking.recap import KeyValues
 from pretrain.backbones.flops import Sizes, block_flops
 from pretrain.backbones.layers import NORM_EPS, initialize, run_block
 from pretrain.objectives.token_model import TokenModel
+from pretrain.ranges import check_width
 from pretrain.tokenizers.token_block import TokenBlock
 from pretrain.tokenizers.token_vit import TokenViT
 
@@ -41,6 +42,7 @@ class DecodedTokenModel(TokenModel):
 
     def __init__(self, backbone: TokenViT, depth: int, heads: int) -> None:
         super().__init__(backbone)
+        check_width("objective.decoder_", backbone.width, heads)
         self.decoder = TokenDecoder(backbone, depth, heads)
 
     @property

@@ -135,14 +135,18 @@ class _Run:
 @cache
 def _run(path: str) -> _Run:
     source = Path(path) / "config.json"
+    if not source.is_file():
+        raise ConfigError(
+            f"{_HERE}path={path} is neither {' nor '.join(_BUILTIN)} nor a run: there is no {source}; train a "
+            "tokenizer first (lacuna train configs/tokenizer_fsq_cifar.py), or name one that is there"
+        )
     try:
         settings: dict[str, Any] = json.loads(source.read_text())
         backbone, data = from_json(settings["backbone"], str(source)), settings["data"]
         in_chans, (height, width) = int(data["in_chans"]), data["image_size"]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{_HERE}path={path} is neither {' nor '.join(_BUILTIN)} nor the directory of a run: {source} cannot be "
-            f"read as its config ({type(error).__name__}: {error})"
+            f"{_HERE}path={path}: {source} cannot be read as the config of a run ({type(error).__name__}: {error})"
         ) from error
     if not isinstance(backbone, ConvTokenizerConfig):
         raise ConfigError(

@@ -13,14 +13,15 @@ from masking.attention import op
 from masking.mask import Grid, Mask
 from masking.rng import generator
 from pretrain import objectives
-from pretrain.backbones.base import Convolutional
-from pretrain.backbones.flops import Sizes
 from pretrain.backbones.illama import IllamaConfig
 from pretrain.backbones.vit import ViTConfig
 from pretrain.checks import check
 from pretrain.config import check_types, load_config
-from pretrain.objectives.base import Taught
+from pretrain.flops import sizes_of
+from pretrain.objectives.base import Drawing, Taught
 from pretrain.patches import patchify
+from pretrain.tokenizers.frozen import TokenizerConfig
+from pretrain.tokenizers.token_vit import TokenViTConfig
 from pretrain.tokenizers.trained import ConvTokenizerConfig
 from pretrain.types import Labels
 from tests.objectives.plain import MEAN, STD
@@ -31,7 +32,14 @@ VIT = ViTConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4, registers=
 ILLAMA = IllamaConfig("tiny", patch_size=PATCH, width=48, depth=2, heads=4)
 PREFIX = dataclasses.replace(ILLAMA, mode="prefix", soft_mask=None)
 CONV = ConvTokenizerConfig(patch_size=PATCH, width=16, blocks=1)
-ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX, "tokenizer": CONV}
+CODES, VALUES = (
+    TokenViTConfig(TokenizerConfig(path, patch_size=PATCH), "tiny", dropout=0.0, width=48, depth=2, heads=4)
+    for path in ("palette", "pixels")
+)
+ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX, "tokenizer": CONV, "codes": CODES,
+            "values": VALUES}  # fmt: skip
+# Backward is less than twice forward: MAGE's tied table gets no gradient, nor does what goes into a diffusion head.
+LEAST = {"MAGEConfig": 0.95, "MARConfig": 0.98}
 UNUSED = {"NextPatchConfig": {"backbone.cls_token"}}  # behind all patches, and nothing in the loss asks it
 
 
@@ -60,7 +68,7 @@ def build(config, seed=0):
     objective = config.build(backbone)
     with torch.no_grad():
         for parameter in (*backbone.parameters(), *objective.parameters()):
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return backbone, objective
 
@@ -86,8 +94,17 @@ def target_of(objective, images):
     return objective.target(images, Labels(labels, labels + 1, torch.full((len(images),), 0.7)))
 
 
+def numbers_for(config):
+    """What the step would hand over: the same for everyone who asks."""
+    if not isinstance(config, Drawing):
+        return None
+    return torch.rand(BATCH, config.num_draws(ENCODERS[config.asks], GRID), generator=generator(2))
+
+
 def loss_of(backbone, objective, images, mask):
-    return sum(objective.minimised(objective(backbone, images, mask, target_of(objective, images))[0]).values())
+    numbers = numbers_for(objective.config)
+    losses, _ = objective(backbone, images, mask, target_of(objective, images), numbers)
+    return sum(objective.minimised(losses).values())
 
 
 def parameters_of(backbone, objective):
@@ -167,7 +184,8 @@ def test_hidden_pixels_are_no_part_of_the_input_and_visible_ones_are(config):
             shown = patchify(objective.reconstruct(backbone, change, mask), PATCH)[mask.hidden]
         seen.append((features, shown))
     assert torch.equal(seen[1][0], seen[0][0]) and torch.equal(seen[1][1], seen[0][1])
-    assert not torch.equal(seen[2][0], seen[0][0]) and not torch.equal(seen[2][1], seen[0][1])
+    assert not torch.equal(seen[2][0], seen[0][0])
+    assert not torch.equal(seen[2][1], seen[0][1]) or config.asks == "codes"  # the likeliest code may stay the same
 
 
 @every_objective
@@ -251,12 +269,9 @@ def test_the_arithmetic_it_states_is_what_runs(config):
     a little more than the model needs: MAE's last block projects queries that nobody asks for."""
     backbone, objective = build(config)
     images, mask = inputs(config)
-    encoder, seen, values = ENCODERS[config.asks], mask.num_visible, 3 * PATCH**2
-    width, depth, _ = encoder.dimensions()
-    embed = encoder.embed_flops(seen, values) if isinstance(encoder, Convolutional) else 2 * seen * values * width
-    sizes = Sizes(
-        GRID.num_patches, seen, backbone.num_prefix, width, depth, values, block=encoder.block_flops, embed=embed
-    )
+    encoder = ENCODERS[config.asks]
+    sizes = sizes_of(encoder, GRID, 3, mask.num_visible)
+    embed = sizes.embed_flops
     taught = config.target_flops(sizes) if isinstance(config, Taught) else 0
     branch = "matmul" if encoder in (ILLAMA, PREFIX) else "sdpa"
     with op.forced(branch), FlopCounterMode(display=False, custom_mapping=COUNTED) as forward:
@@ -264,4 +279,5 @@ def test_the_arithmetic_it_states_is_what_runs(config):
     assert 1 <= forward.get_total_flops() / (BATCH * (config.forward_flops(sizes) + embed + taught)) < 1.01
     with FlopCounterMode(display=False, custom_mapping=COUNTED) as backward:
         loss.sum().backward()
-    assert 1 <= backward.get_total_flops() / (BATCH * (2 * config.forward_flops(sizes) + embed)) < 1.01
+    least = LEAST.get(type(config).__name__, 1)
+    assert least <= backward.get_total_flops() / (BATCH * (2 * config.forward_flops(sizes) + embed)) < 1.01
