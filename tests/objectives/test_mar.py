@@ -1,6 +1,7 @@
 """MAR against its paper: sizes, what a hidden token may not tell, order, and numbers that the step hands over."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_one_token_a_step_is_the_factorisation_over_the_order():
     objective.look = lambda *args: seen.append((args[1].known.clone(), args[1].tokens.clone())) or look(*args)
     tokens = sample(backbone, objective, Sampling(Plan(NUM), diffusion_steps=2), images)
     assert [int(known.sum()) for known, _ in seen] == list(range(NUM))
-    for (known, before), (later, _) in zip(seen, seen[1:], strict=False):
+    for (known, before), (later, _) in itertools.pairwise(seen):
         assert (later | ~known).all() and int(later.sum()) == int(known.sum()) + 1
         assert torch.equal(before[known], tokens[known])
     order = torch.stack([known[0] for known, _ in seen]).long().sum(0)

@@ -1,0 +1,168 @@
+"""From shards to a grid of samples: a tokenizer, then MaskGIT, MAGE and MAR on its tokens, as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from launch.cli import main
+from pretrain.tokenizers.frozen import TokenizerConfig, frozen_tokenizer
+from tests import chaos
+from tests.zygote import Outcome, shared
+
+CASE = "tests/test_mto_runs.py:rank"
+STEPS = 8
+SMALL = {
+    "maskgit": ("backbone.classes=5",),
+    "mage": ("objective.decoder_depth=1", "objective.decoder_heads=4"),
+    "mar": ("backbone.classes=5", "backbone.num_prefix=4", "objective.decoder_depth=1", "objective.head.width=32",
+            "objective.head.depth=1"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return chaos.make_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, pattern: str) -> Path:
+    """A run that has trained a tokenizer, on two processes."""
+    run_dir = tmp_path_factory.mktemp("tokenizers") / "fsq"
+    train(run_dir, "tokenizer_fsq_cifar", pattern, "backbone.width=8", "tracking.panels_every=4", world=2)
+    return run_dir
+
+
+def train(run_dir: Path, config: str, pattern: str, *more: str, world: int = 1) -> list[Outcome]:
+    outcomes = shared().run(CASE, world, {"config": config, "overrides": settings(run_dir, pattern, *more)})
+    assert [outcome.code for outcome in outcomes] == [0] * world, outcomes[0].output[-3000:]
+    return outcomes
+
+
+def settings(run_dir: Path, pattern: str, *more: str) -> list[str]:
+    drop = ("backbone.", "objective.")
+    kept = [text for text in chaos.overrides(run_dir, pattern, STEPS, stage=1, workers=0) if not text.startswith(drop)]
+    return [*kept, "epochs=none", "checkpoint.every_steps=1000", "tracking.log_every=2", *more]
+
+
+def model_settings(family: str, tokenizer: Path) -> list[str]:
+    path = [] if family == "mar" else [f"backbone.tokenizer.path={tokenizer}"]
+    narrow = ("backbone.width=48", "backbone.depth=2", "backbone.heads=4")
+    return [*path, *narrow, *SMALL[family]]
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, pattern: str, tokenizer: Path) -> dict[str, Path]:
+    """A run of each family, on two processes under ZeRO-3."""
+    folder = tmp_path_factory.mktemp("runs")
+    for family in SMALL:
+        more = (*model_settings(family, tokenizer), "backbone.dropout=0", "engine.zero_stage=3")
+        train(folder / family, f"{family}_cifar", pattern, *more, world=2)
+    return {family: folder / family for family in SMALL}
+
+
+def test_the_tokenizer_logs_what_it_is_judged_by_and_draws_what_it_makes_of_images(tokenizer: Path) -> None:
+    assert all(5 < line["psnr"] < 40 for line in lines(tokenizer))
+    inspected = json.loads((tokenizer / "inspections.jsonl").read_text().splitlines()[-1])["tokens"]
+    assert 1 < inspected["codes_used"] <= inspected["codes"] <= 1000
+    assert list((tokenizer / "panels").glob("*0000004.png"))
+    config = TokenizerConfig(str(tokenizer))
+    ids = frozen_tokenizer(config).tokens(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert ids.shape == (2, 64) and 0 <= int(ids.min()) and int(ids.max()) < 1000
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_two_processes_train_as_one_does(
+    tmp_path: Path, pattern: str, tokenizer: Path, runs: dict[str, Path], family: str
+) -> None:
+    more = (*model_settings(family, tokenizer), "backbone.dropout=0", "engine.activation_checkpointing=true")
+    train(tmp_path / "one", f"{family}_cifar", pattern, *more)
+    alone, together = lines(tmp_path / "one"), lines(runs[family])
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=3e-4)
+    assert [line["digest"] for line in together] == [line["digest"] for line in alone]
+
+
+@pytest.mark.parametrize("family", ["mage", pytest.param("mar", marks=pytest.mark.slow)])
+def test_a_stopped_run_goes_on_exactly(tmp_path: Path, pattern: str, tokenizer: Path, family: str) -> None:
+    calm, asked = tmp_path / "calm", tmp_path / "asked"
+    more = model_settings(family, tokenizer)
+    train(calm, f"{family}_cifar", pattern, *more, world=2)
+    given = {"config": f"{family}_cifar", "overrides": settings(asked, pattern, *more)}
+    attempt = shared().start(CASE, 2, given)
+    while not (asked / "metrics.jsonl").exists() or len(lines(asked)) < 2:
+        time.sleep(0.02)
+    os.kill(attempt.pids[0], signal.SIGUSR2)
+    assert [outcome.code for outcome in attempt.wait()] == [75, 75]
+    assert 2 <= chaos.last_step(asked) < STEPS
+    train(asked, f"{family}_cifar", pattern, *more, world=2)
+    chaos.compare(calm, asked)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_generate_writes_a_grid_and_arrays_and_what_they_cost(
+    runs: dict[str, Path], family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--num", "6", "--steps", "8", "--recap", "1", "--full-first", "2", "--diffusion-steps", "3"]
+    folder = runs[family] / "samples"
+    assert main(["generate", str(runs[family]), *asked, "--guidance", "0" if family == "mage" else "1"]) == 0
+    said = capsys.readouterr().out
+    assert str(folder / "grid.png") in said and "5 full and 3 local passes" in said
+    found, facts = np.load(folder / "samples.npz"), json.loads((folder / "samples.json").read_text())
+    assert found["images"].shape == (6, 3, 32, 32) and found["images"].dtype == np.uint8
+    assert found["labels"].tolist() == ([-1] * 6 if family == "mage" else [0, 1, 2, 3, 4, 0])
+    assert found["tokens"].shape == ((6, 64, 48) if family == "mar" else (6, 64))
+    assert (facts["step"], facts["weights"], facts["full_passes"], facts["local_passes"]) == (STEPS, "ema", 5, 3)
+    with Image.open(folder / "grid.png") as picture:
+        assert picture.width > 3 * 32
+    out = folder / "again"
+    assert main(["generate", str(runs[family]), *asked, "--guidance", "0" if family == "mage" else "1", "--batch-size",
+                 "4", "-o", str(out)]) == 0  # fmt: skip
+    assert np.array_equal(np.load(out / "samples.npz")["images"], found["images"])
+
+
+def test_features_of_mage_are_evaluated_as_any_encoder_is(runs: dict[str, Path], pattern: str) -> None:
+    assert main(["evaluate", str(runs["mage"]), "--data", pattern, "--methods", "knn"]) == 0
+    results = json.loads((runs["mage"] / f"evaluate-step-{STEPS:07}.json").read_text())["results"]
+    assert 0 <= results[f"step {STEPS} (ema)"]["knn"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "said"),
+    [
+        ("tokenizer", [], "trained Reconstruction, which generates no images; give a run of MaskGIT, MAGE or MAR"),
+        ("mage", ["--classes", "3"], "--classes=3: this run was told of no classes; leave it out"),
+        ("maskgit", ["--classes", "1,5"], "--classes has '5'; classes are 0 to 4, separated by commas, or all"),
+        ("maskgit", ["--steps", "65"], "65 steps for 64 tokens to generate; use 1 to 64"),
+        ("mage", ["--guidance", "2"], "it was trained without: set backbone.classes and backbone.class_drop"),
+        ("mar", ["--order", "confidence"], "order=confidence needs codes, whose probability is known"),
+        ("maskgit", ["--num", "0"], "0 images in batches of 64; both must be 1 or more"),
+        ("maskgit", ["--step", "3"], "has no checkpoint of step 3"),
+    ],
+)
+def test_what_cannot_be_generated_is_said_in_a_sentence(
+    runs: dict[str, Path], tokenizer: Path, family: str, asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tokenizer if family == "tokenizer" else runs[family]
+    assert main(["generate", str(run_dir), *asked]) in (77, 78)
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_token_model_without_its_tokenizer_is_refused_before_anything_runs(tmp_path: Path, pattern: str) -> None:
+    more = settings(tmp_path / "run", pattern, f"backbone.tokenizer.path={tmp_path}/nowhere")
+    (refused,) = shared().run(CASE, 1, {"config": "maskgit_cifar", "overrides": more})
+    assert refused.code == 78 and "train a tokenizer first" in refused.output
+    assert not (tmp_path / "run").exists()
