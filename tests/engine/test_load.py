@@ -51,7 +51,7 @@ def test_a_step_can_be_asked_for_and_one_that_is_not_there_is_refused_with_those
     loaded = load_backbone(tmp_path / "first", step=5)
     assert loaded.step == 5
     assert _same(loaded.backbone, weights)
-    with pytest.raises(ConfigError, match="no checkpoint of step 6; there are 5, 20"):
+    with pytest.raises(ConfigError, match="no checkpoint of step 6; it has those of steps 5, 20"):
         load_backbone(tmp_path / "first", step=6)
 
 
