@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.machine import machine, versions, wait  # noqa: E402
 from masking.mask import Grid, Mask  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from masking.strategies.uniform import Uniform  # noqa: E402
@@ -55,11 +54,11 @@ class Side:
 
     def turn(self, images: Tensor, mask: Mask) -> None:
         """Forward and backward, timed."""
-        _wait(images)
+        wait(images.device)
         wall, cpu = time.perf_counter(), time.process_time()
         losses, _ = self.objective(self.backbone, images, mask, self.objective.target(images))
         losses["pixel"].mean().backward()
-        _wait(images)
+        wait(images.device)
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)
         self.parts.zero_grad()
@@ -74,8 +73,8 @@ def main() -> None:
     result = {
         "command": " ".join(["python", "benchmarks/decoder.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if cuda else _processor(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(options.device),
+        "versions": versions(),
         "runs": runs,
     }
     if not options.no_write:
@@ -151,20 +150,6 @@ def _print(precision: str, batch: int, rows: list[dict[str, Any]]) -> None:
             f"{wall['median']:.3f}x as fast as 1 ({wall['low']:.3f} to {wall['high']:.3f}), by CPU time "
             f"{cpu['median']:.3f}x ({cpu['low']:.3f} to {cpu['high']:.3f}), by FLOPs {row['flop_ratio_to_1']:.3f}x"
         )
-
-
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ one() { # one NAME SECONDS COMMAND...: never lets one failure or one slow line t
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
 one illama-step 120 "$python" benchmarks/illama_step.py --case supervised --precision bf16 --alpha 0.37 --compile ours \
     --rounds 5 --out "$out/illama-step-gpu.json"
+one recap 240 "$python" benchmarks/recap.py --out "$out/recap-gpu.json"
 one objectives-compiled 240 "$python" benchmarks/objectives.py --precision bf16 --rounds 10 --compile \
     --out "$out/objectives-gpu-compiled.json"
 one step 100 "$python" benchmarks/step.py --batch 64 256 --out "$out/step-gpu.json"

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -34,6 +32,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils import flop_counter  # noqa: E402
 
+from benchmarks.machine import machine, versions, wait  # noqa: E402
 from benchmarks.sides.illama import CASES, Side, sides  # noqa: E402
 from masking.mask import Grid  # noqa: E402
 from masking.rng import generator  # noqa: E402
@@ -62,8 +61,8 @@ def main() -> int:
     result = {
         "command": " ".join(["python", "benchmarks/illama_step.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if cuda else _processor(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(options.device),
+        "versions": versions(),
         "model": f"iLLaMA-{options.model}/16 at 224",
         "batch": options.batch, "threads": options.threads, "rounds": options.rounds,
         "steps_per_round": options.steps, "compiled": options.compile, "goal": GOALS["cuda" if cuda else "cpu"],
@@ -168,18 +167,13 @@ def _gradients(side: Side) -> Tensor:
 
 
 def _time(side: Side, number: int, steps: int, images: Tensor) -> None:
-    _wait(images)
+    wait(images.device)
     wall, cpu = time.perf_counter(), time.process_time()
     for offset in range(steps):
         side.step(number * steps + offset)
-    _wait(images)
+    wait(images.device)
     side.wall.append((time.perf_counter() - wall) / steps)
     side.cpu.append((time.process_time() - cpu) / steps)
-
-
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -193,15 +187,6 @@ def _print(row: dict[str, Any]) -> None:
         f"differs by {row['loss_difference']:.1e}, gradients by {row['gradient_difference']:.1e}"
         f"{', VOID' if row['void'] else ''}", flush=True,
     )  # fmt: skip
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
 
 
 if __name__ == "__main__":

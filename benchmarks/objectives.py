@@ -16,8 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -34,6 +32,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+from benchmarks.machine import machine, versions, wait  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from pretrain.config import Config, load_config  # noqa: E402
 from pretrain.flops import train_flops_per_image  # noqa: E402
@@ -96,8 +95,8 @@ def main() -> int:
     result = {
         "command": " ".join(["python", "benchmarks/objectives.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if gpu else _processor(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(options.device),
+        "versions": versions(),
         "compiled": options.compile,
         "runs": [measure(options, precision) for precision in options.precision],
     }
@@ -186,17 +185,12 @@ def _peak_cpu(run: Callable[[], None]) -> int:
 
 
 def _time(side: Side, images: Tensor, number: int) -> None:
-    _wait(images)
+    wait(images.device)
     wall, cpu = time.perf_counter(), time.process_time()
     side.run(images, number)
-    _wait(images)
+    wait(images.device)
     side.wall.append(time.perf_counter() - wall)
     side.cpu.append(time.process_time() - cpu)
-
-
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _row(side: Side, other: Side, batch: int, on_gpu: bool) -> dict[str, Any]:
@@ -222,15 +216,6 @@ def _row(side: Side, other: Side, batch: int, on_gpu: bool) -> dict[str, Any]:
         "wall_s": side.wall,
         "cpu_s": side.cpu,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
 
 
 if __name__ == "__main__":

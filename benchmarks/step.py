@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.machine import machine, versions, wait  # noqa: E402
 from benchmarks.sides.build import Side, all_sides  # noqa: E402
 from masking.rng import generator  # noqa: E402
 from masking.strategies.uniform import Uniform  # noqa: E402
@@ -49,8 +48,8 @@ def main() -> int:
     result = {
         "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if cuda else _processor(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(options.device),
+        "versions": versions(),
         "runs": records,
     }
     if not options.no_write:
@@ -123,19 +122,14 @@ def _prepare(side: Side, images: Tensor) -> None:
 
 
 def _time(side: Side, number: int, steps: int, device: torch.device) -> None:
-    _wait(device)
+    wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     for offset in range(steps):
         loss = side.step(number * steps + offset)
-    _wait(device)
+    wait(device)
     side.wall.append((time.perf_counter() - wall) / steps)
     side.cpu.append((time.process_time() - cpu) / steps)
     side.losses.append(loss.item())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -147,10 +141,10 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(6):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
 
@@ -210,15 +204,6 @@ def _print(record: dict[str, Any]) -> None:
             f"  {ratio['ours']} / {ratio['other']}: {ratio['wall_min']:.2f}x by the fastest round, "
             f"{ratio['wall_median']:.2f}x by the median, {ratio['cpu_min']:.2f}x by CPU time"
         )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
 
 
 if __name__ == "__main__":
