@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks.machine import machine, versions, wait  # noqa: E402
 from masking.attention import op  # noqa: E402
 from masking.mask import Grid  # noqa: E402
-from masking.recap import Plan, decoding_counts  # noqa: E402
+from masking.recap import Decay, Plan, decoding_counts  # noqa: E402
 from pretrain.generate.sampler import sample  # noqa: E402
 from pretrain.generate.sampling import Sampling  # noqa: E402
 from pretrain.objectives.diffusion import DiffusionConfig  # noqa: E402
@@ -112,7 +112,7 @@ def measure(
     backbone, objective = build(family, options.size)
     dtype = DTYPES[options.precision]
     backbone, objective = backbone.to(options.device, dtype), objective.to(options.device, dtype)
-    decay = "cosine" if family == "mar" else "power"
+    decay: Decay = "cosine" if family == "mar" else "power"
     recap = Sampling(plan, decay)
     if family == "mar":
         recap = replace(recap, diffusion_steps=diffusion[0], local_diffusion_steps=diffusion[1])

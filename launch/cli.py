@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.generate import add_options as add_generate_options
+from launch.generate import generate
 from pretrain.errors import ConfigError, LacunaError
 
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
@@ -166,28 +168,7 @@ def _add_evaluate(verbs) -> None:  # type: ignore[no-untyped-def]
 
 
 def _add_generate(verbs) -> None:  # type: ignore[no-untyped-def]
-    made = _add(verbs, "generate", _generate, "sample images from a run of MaskGIT, MAGE or MAR")
-    made.add_argument("run", type=Path, help="run directory, for example runs/maskgit_cifar")
-    made.add_argument("-o", "--out", type=Path, help="folder for what is written (default: RUN/samples)")
-    made.add_argument("--num", type=int, default=64, help="images (default 64)")
-    made.add_argument("--steps", type=int, default=16, help="decoding steps of an image (default 16)")
-    made.add_argument("--recap", type=int, default=0, metavar="U", help="local steps behind each full one (default 0)")
-    made.add_argument("--full-first", type=int, default=0, metavar="P", help="full steps at the start (default 0)")
-    made.add_argument("--schedule", default="cosine", help="what stays masked: cosine, arccos, linear, square, power")
-    made.add_argument("--order", help="of decoding: confidence, random, halton (default: confidence; MAR: random)")
-    made.add_argument("--choice-temperature", type=float, default=4.5, help="noise on confidences (default 4.5)")
-    made.add_argument("--temperature", type=float, default=1.0, help="of draws (default 1)")
-    made.add_argument("--redraw", action="store_true", help="draw codes of full steps anew, as ReCAP's authors do")
-    made.add_argument("--guidance", type=float, default=0.0, help="towards the class; MAR's cfg less 1 (default 0)")
-    made.add_argument("--classes", help="classes to ask for in turn: 0,3 or all (default: all there are)")
-    made.add_argument("--diffusion-steps", type=int, default=100, help="of MAR's head (default 100)")
-    made.add_argument("--local-diffusion-steps", type=int, help="the same in local steps (default: as many)")
-    made.add_argument("--seed", type=int, default=0, help="image i is the same whatever the batch (default 0)")
-    made.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
-    made.add_argument(
-        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
-    )
-    made.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    add_generate_options(_add(verbs, "generate", generate, "sample images from a run of MaskGIT, MAGE or MAR"))
 
 
 def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
@@ -251,12 +232,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from launch.verbs import evaluate
 
     evaluate_attention(options) if options.attention else evaluate(options)
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from launch.generate import generate
-
-    generate(options)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -6,19 +6,49 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pretrain.data.evaluation_batches import EvaluationBatches
+    from pretrain.data.settings import DataConfig
+    from pretrain.generate.feature_space import FeatureSpace
     from pretrain.generate.generate import Generated
     from pretrain.generate.sampling import Sampling
 
 
+def add_options(made: argparse.ArgumentParser) -> None:
+    """What `lacuna generate` may be told."""
+    made.add_argument("run", type=Path, help="run directory, for example runs/maskgit_cifar")
+    made.add_argument("-o", "--out", type=Path, help="folder for what is written (default: RUN/samples)")
+    made.add_argument("--num", type=int, default=64, help="images (default 64)")
+    made.add_argument("--steps", type=int, default=16, help="decoding steps of an image (default 16)")
+    made.add_argument("--recap", type=int, default=0, metavar="U", help="local steps behind each full one (default 0)")
+    made.add_argument("--full-first", type=int, default=0, metavar="P", help="full steps at the start (default 0)")
+    made.add_argument("--schedule", default="cosine", help="what stays masked: cosine, arccos, linear, square, power")
+    made.add_argument("--order", help="of decoding: confidence, random, halton (default: confidence; MAR: random)")
+    made.add_argument("--choice-temperature", type=float, default=4.5, help="noise on confidences (default 4.5)")
+    made.add_argument("--temperature", type=float, default=1.0, help="of draws (default 1)")
+    made.add_argument("--redraw", action="store_true", help="draw codes of full steps anew, as ReCAP's authors do")
+    made.add_argument("--guidance", type=float, default=0.0, help="towards the class; MAR's cfg less 1 (default 0)")
+    made.add_argument("--classes", help="classes to ask for in turn: 0,3 or all (default: all there are)")
+    made.add_argument("--diffusion-steps", type=int, default=100, help="of MAR's head (default 100)")
+    made.add_argument("--local-diffusion-steps", type=int, help="the same in local steps (default: as many)")
+    made.add_argument("--seed", type=int, default=0, help="image i is the same whatever the batch (default 0)")
+    made.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
+    made.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
+    )
+    made.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    made.add_argument("--compare", metavar="SHARDS", help="score the images against these real ones, in --space")
+    made.add_argument("--space", type=Path, help="a run whose encoder's features are compared, or Inception's weights")
+
+
 def generate(options: argparse.Namespace) -> None:
-    """Writes grid.png, samples.npz (images, tokens, labels) and samples.json (settings, passes, seconds)."""
+    """Writes grid.png, samples.npz (images, tokens, labels) and samples.json (settings, passes, seconds, score)."""
     import torch
 
     from pretrain.generate.generate import Generator
@@ -30,6 +60,7 @@ def generate(options: argparse.Namespace) -> None:
     sampling = _sampling(options)
     sampling.check(generator.backbone, generator.objective, generator.num_positions)
     labels = _labels(options.classes, generator.backbone.classes, options.num)
+    judge = _Judge.of(options, generator.loaded.config.data, device)
     batches = -(-options.num // max(options.batch_size, 1))
     with Progress(batches * options.steps, "steps", f"generating {options.num} images") as progress:
         made = make(
@@ -37,15 +68,63 @@ def generate(options: argparse.Namespace) -> None:
             on_step=lambda _: progress.advance(),
         )  # fmt: skip
     loaded = generator.loaded
-    made = replace(made, facts={"run": str(options.run), "step": loaded.step, "weights": loaded.which, **made.facts})
-    out = options.out or options.run / "samples"
-    for path in write(made, out, f"{options.run.name}, step {loaded.step}: {options.steps} steps"):
+    facts = {"run": str(options.run), "step": loaded.step, "weights": loaded.which, **made.facts}
+    if judge is not None:
+        facts["score"] = judge.score(made.images, labels)
+    title = f"{options.run.name}, step {loaded.step}: {options.steps} steps"
+    for path in write(replace(made, facts=facts), options.out or options.run / "samples", title):
         print(path)
-    facts = made.facts
-    print(
+    print(_said(facts))
+
+
+class _Judge:
+    """Real images to compare with, and the features in which that is done."""
+
+    def __init__(self, space: FeatureSpace, real: EvaluationBatches) -> None:
+        self.space, self.real = space, real
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, data: DataConfig, device: str) -> _Judge | None:
+        """The one asked for; None where none is."""
+        from pretrain.data.evaluation_batches import evaluation_batches
+        from pretrain.data.shards import open_shards
+        from pretrain.data.sources import as_pattern
+        from pretrain.generate.feature_space import own_space
+        from pretrain.generate.inception import inception_space
+
+        if (options.compare is None) != (options.space is None):
+            raise ConfigError(
+                "--compare names real images and --space the features they are compared in: a run of a supervised "
+                "encoder, say, or a file of Inception's weights; give both, or neither"
+            )
+        if options.compare is None:
+            return None
+        if not options.space.exists():
+            raise ConfigError(f"--space={options.space} is not there; give a run or a file of Inception's weights")
+        known = own_space if options.space.is_dir() else inception_space
+        real = evaluation_batches(open_shards(as_pattern(options.compare)), data, batch_size=64)
+        return cls(known(options.space, device=device), real)
+
+    def score(self, images: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """See `pretrain.generate.score.score`."""
+        from pretrain.generate.score import score
+        from pretrain.tracking.progress import Progress
+
+        with Progress(len(images) + self.real.num_images, "images", "comparing") as progress:
+            return score(images, labels, self.real, self.space, on_progress=progress.advance)
+
+
+def _said(facts: dict[str, Any]) -> str:
+    """What a user reads in the end."""
+    cost = (
         f"{facts['full_passes']} full and {facts['local_passes']} local passes, {facts['cost_in_full_passes']:.2f} in "
-        f"full ones; {1000 * facts['seconds_per_image']:.1f} ms an image on {device}"
+        f"full ones; {1000 * facts['seconds_per_image']:.1f} ms an image on {facts['device']}"
     )
+    score = dict(facts.get("score", {}))
+    warnings, name = score.pop("warnings", []), score.pop("space", "")
+    texts = {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in score.items()}
+    lines = [f"  {key:<18} {text}" for key, text in texts.items()]
+    return "\n".join([cost, *([name] if name else []), *lines, *(f"note: {warning}" for warning in warnings)])
 
 
 def write(made: Generated, out: Path, title: str) -> list[Path]:

@@ -133,6 +133,20 @@ def test_generate_writes_a_grid_and_arrays_and_what_they_cost(
     assert np.array_equal(np.load(out / "samples.npz")["images"], found["images"])
 
 
+def test_samples_are_compared_with_real_images_in_the_features_of_a_run(
+    runs: dict[str, Path], pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space, out = runs["mage"], runs["maskgit"] / "compared"
+    asked = ["--num", "20", "--steps", "4", "-o", str(out), "--compare", pattern, "--space", str(space)]
+    assert main(["generate", str(runs["maskgit"]), *asked]) == 0
+    found = json.loads((out / "samples.json").read_text())["score"]
+    assert found["space"] == f"FID-own (run mage, step {STEPS})" and found["fid"] > 0
+    assert (found["generated_images"], found["real_images"], found["bad_images"]) == (20, 175, 5)
+    assert 0 <= found["accuracy"] <= 1 and found["chance"] == pytest.approx(0.2, abs=0.02)
+    said = capsys.readouterr().out
+    assert f"FID-own (run mage, step {STEPS})" in said and f"fid                {found['fid']:.4f}" in said
+
+
 def test_features_of_mage_are_evaluated_as_any_encoder_is(runs: dict[str, Path], pattern: str) -> None:
     assert main(["evaluate", str(runs["mage"]), "--data", pattern, "--methods", "knn"]) == 0
     results = json.loads((runs["mage"] / f"evaluate-step-{STEPS:07}.json").read_text())["results"]
@@ -149,6 +163,8 @@ def test_features_of_mage_are_evaluated_as_any_encoder_is(runs: dict[str, Path],
         ("mage", ["--guidance", "2"], "it was trained without: set backbone.classes and backbone.class_drop"),
         ("mar", ["--order", "confidence"], "order=confidence needs codes, whose probability is known"),
         ("maskgit", ["--num", "0"], "0 images in batches of 64; both must be 1 or more"),
+        ("maskgit", ["--compare", "val/*.tar"], "give both, or neither"),
+        ("maskgit", ["--compare", "val/*.tar", "--space", "nowhere"], "--space=nowhere is not there; give a run"),
         ("maskgit", ["--step", "3"], "has no checkpoint of step 3"),
     ],
 )

@@ -64,5 +64,6 @@ def _candidates(run_dir: Path, step: int | None) -> list[Path]:
         raise CheckpointError(f"{run_dir} has no checkpoint yet; the first is written at checkpoint.every_steps")
     there = sorted({int(match[1]) for match in matches})
     if step is not None and step not in there:
-        raise ConfigError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {', '.join(map(str, there))}")
+        known = ", ".join(map(str, there))
+        raise ConfigError(f"{run_dir} has no checkpoint of step {step}; it has those of steps {known}")
     return sorted((run_dir / "ckpt" / m[0] for m in matches if step is None or int(m[1]) == step), reverse=True)
