@@ -88,6 +88,11 @@ def measured(gpu: str, capability: str, member: str, head_dim: int, num_queries:
     return Measured(best["ms"], f"{best['source']}, an {best['gpu']} at {size}")
 
 
+def largest_measured() -> int:
+    """The most queries or keys for which `measured` may know anything."""
+    return int(_NEAR * max((max(row["size"][1:]) for rows in _MEASURED.values() for row in rows), default=0))
+
+
 def write(kernels: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
     """Replaces the table: one line a row, so that a change can be read."""
     sections = {"kernels": kernels, "measured": measured}

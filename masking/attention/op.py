@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -37,6 +38,7 @@ class Shape(NamedTuple):
     num_keys: int
 
 
+Spans = tuple[tuple[int, int, str], ...]
 BRANCHES = ("sdpa", "matmul", "triton")
 _HAS_TRITON = find_spec("triton") is not None
 _FEW_KEYS = 128  # of 50, 65, 197 and 257 measured, the first two and the last two fall on either side
@@ -138,9 +140,9 @@ def _choose_cuda(dtype: torch.dtype, weighting: Weighting, shape: Shape) -> Bran
     lacks = _triton_lacks(dtype, shape.head_dim)
     alone = weighting.is_gated() or weighting.learns_bias()  # nothing fused in torch computes these
     able = ["matmul", *([] if alone else ["sdpa"]), *(["triton"] if lacks is None else [])]
-    fastest = _fastest_measured(weighting.describe(), tuple(able), *shape)
-    if fastest is not None:
-        name, reason = fastest
+    name = _fastest_measured(weighting.describe(), tuple(able), shape)
+    if name is not None:
+        reason = "" if torch.compiler.is_compiling() else _measurement(weighting.describe(), tuple(able), shape)
         return Branch(name, f"{reason} (Triton's kernels: {lacks})" if lacks else reason)
     if lacks is None and (alone or weighting.before is not None):
         return Branch("triton", "no fused attention of torch computes this without a matrix of L x S in memory")
@@ -170,18 +172,50 @@ def _is_old() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _fastest_measured(
-    member: str, able: tuple[str, ...], head_dim: int, num_queries: int, num_keys: int
-) -> tuple[str, str] | None:
-    """The fastest of the branches that are able to, and in words what was measured; None where nobody measured."""
-    known = _known(*_gpu(), member, head_dim, num_queries, num_keys)
-    ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
-    if known is None or not ms:
+def _fastest_measured(member: str, able: tuple[str, ...], shape: Shape) -> str | None:
+    """The fastest of the branches that are able to, None where nobody measured: by comparisons of sizes alone, which
+    torch's compiler follows where it does not know the sizes. It compiles again only for what another branch computes.
+    """
+    if shape.num_queries > 2 * shape.num_keys or shape.num_keys > 2 * shape.num_queries:
         return None
+    for least, most, name in _spans(member, able, shape.head_dim):
+        if least <= shape.num_queries <= most and least <= shape.num_keys <= most:
+            return name
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _spans(member: str, able: tuple[str, ...], head_dim: int) -> Spans:
+    """Numbers of queries and keys, from and to, between which one branch is the fastest that was measured."""
+    return _spans_on(*_gpu(), member, able, head_dim)
+
+
+@cache
+def _spans_on(gpu: str, capability: str, member: str, able: tuple[str, ...], head_dim: int) -> Spans:
+    spans: list[tuple[int, int, str]] = []
+    for size in range(1, blocks.largest_measured() + 1):
+        known = _known(gpu, capability, member, head_dim, size, size)
+        ms = {} if known is None else {branch: known.ms[branch] for branch in able if branch in known.ms}
+        if not ms:
+            continue
+        best = min(ms, key=ms.__getitem__)
+        if spans and spans[-1][1:] == (size - 1, best):
+            spans[-1] = (spans[-1][0], size, best)
+        else:
+            spans.append((size, size, best))
+    return tuple(spans)
+
+
+def _measurement(member: str, able: tuple[str, ...], shape: Shape) -> str:
+    """In words what was measured nearest to a shape that `_fastest_measured` knows."""
+    middle = round(math.sqrt(shape.num_queries * shape.num_keys))
+    known = _known(*_gpu(), member, shape.head_dim, shape.num_queries, shape.num_keys)
+    known = known or _known(*_gpu(), member, shape.head_dim, middle, middle)
+    assert known is not None
+    ms = {branch: known.ms[branch] for branch in able if branch in known.ms}
     best = min(ms, key=ms.__getitem__)
     others = ", ".join(f"{branch} {ms[branch]:.2f}" for branch in ms if branch != best)
-    return best, f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}"
+    return f"it was measured fastest, {ms[best]:.2f} ms against {others}: {known.source}"
 
 
 @cache

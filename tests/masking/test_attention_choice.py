@@ -93,3 +93,42 @@ def test_compiling_with_a_measured_choice_breaks_no_graph():
 
     explained = torch._dynamo.explain(layer)(torch.ones(3), torch.ones(()))
     assert explained.graph_break_count == 0 and "ms against" in choose("cuda", torch.bfloat16, MEMBERS["plain"]).reason
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of itself
+def test_a_compiler_follows_the_choice_with_sizes_it_does_not_know():
+    """Masks of a ratio that varies give another number of tokens in every step."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def double_where_kernels_run(x):
+        length = x.shape[0]
+        return 2 * x if choose("cuda", torch.bfloat16, PLAIN, Shape(64, length, length)).name == "triton" else x
+
+    torch._dynamo.reset()
+    compiled = torch.compile(double_where_kernels_run, backend=backend, fullgraph=True)
+    for length in (50, 65, 64, 100, 197, 514):
+        assert compiled(torch.ones(length))[0] == 2
+    assert len(graphs) == 2, "one for the first size, one for all others"
+    assert compiled(torch.ones(1000))[0] == 1, "no size near it was measured"
+
+
+def test_a_size_between_two_measurements_takes_what_was_fastest_in_both(monkeypatch):
+    fastest = {50: "triton", 80: "triton", 200: "sdpa"}
+    rows = [
+        {"gpu": "NVIDIA H200", "size": [64, size, size], "source": "a test",
+         "ms": {name: 1.0 if name == best else 2.0 for name in ("sdpa", "triton")}}
+        for size, best in fastest.items()
+    ]  # fmt: skip
+    monkeypatch.setattr(blocks, "_MEASURED", {("9.0", "plain", 64): rows})
+    monkeypatch.setattr(op, "_known", blocks.measured)
+    op._spans_on.cache_clear()
+    assert op._spans("plain", ("sdpa", "triton"), 64) == ((25, 126, "triton"), (127, 400, "sdpa"))
+    for length in range(20, 420, 7):
+        row = blocks.measured("NVIDIA H200", "9.0", "plain", 64, length, length)
+        best = "sdpa" if row is None else min(row.ms, key=row.ms.get)
+        assert choose("cuda", torch.bfloat16, PLAIN, Shape(64, length, length)).name == best
+    op._spans_on.cache_clear()
