@@ -105,7 +105,7 @@ def _compare(
         record[side.name] = {"first_loss": first[side.name], "saved_for_backward_mb_per_image": saved}
         record[side.name]["gflop_per_image"] = flops
     loss = abs(first["ours"] / first["eager"] - 1)
-    gradient = ((gradients["ours"] - gradients["eager"]).norm() / gradients["eager"].norm()).item()
+    gradient, worst = _apart(gradients["ours"], gradients["eager"])
     del gradients
     void = not (loss <= LOSS_TOLERANCE[precision] and gradient <= GRADIENT_TOLERANCE[precision])
     for number in range(1, options.rounds + 1):
@@ -116,7 +116,8 @@ def _compare(
             record[side.name] |= {f"{name}_s_median": statistics.median(times), f"{name}_s_min": min(times)}
     ratios = {f"{name}_ratio_{which}": record["eager"][f"{name}_s_{which}"] / record["ours"][f"{name}_s_{which}"]
               for name, which in product(("cpu", "wall"), ("median", "min"))}  # fmt: skip
-    return {**record, **ratios, "loss_difference": loss, "gradient_difference": gradient, "void": void}
+    return {**record, **ratios, "loss_difference": loss, "gradient_difference": gradient, "worst_gradients": worst,
+            "void": void}  # fmt: skip
 
 
 def _options() -> argparse.Namespace:
@@ -160,10 +161,21 @@ def _counted(side: Side, images: Tensor) -> tuple[float, float | None]:
     return sum(saved.values()) / len(images) / 1e6, flops
 
 
-def _gradients(side: Side) -> Tensor:
-    """All of the last step, in the order of the weights' names and in one vector: names are alike but for a prefix."""
+def _gradients(side: Side) -> dict[str, Tensor]:
+    """All of the last step, by the weights' names, which are alike but for a prefix."""
     named = {name.removeprefix("objective."): p.grad for name, p in side.model.named_parameters()}
-    return torch.cat([grad.flatten().float() for _, grad in sorted(named.items()) if grad is not None])
+    return {name: grad.float() for name, grad in sorted(named.items()) if grad is not None}
+
+
+def _apart(ours: dict[str, Tensor], eager: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
+    """The norm of the difference of all gradients over that of eager's; and the same of the three weights in which it
+    is largest."""
+    each = {name: (ours[name] - eager[name]).norm().item() for name in ours.keys() | eager.keys()}
+    norms = {name: grad.norm().item() for name, grad in eager.items()}
+    ranked = sorted(each, key=lambda name: each[name] / max(norms[name], 1e-12), reverse=True)
+    return math.hypot(*each.values()) / math.hypot(*norms.values()), {
+        name: each[name] / max(norms[name], 1e-12) for name in ranked[:3]
+    }
 
 
 def _time(side: Side, number: int, steps: int, images: Tensor) -> None:
