@@ -32,5 +32,5 @@ def config() -> Config:
         optim=OptimConfig(base_lr=1.5e-4, weight_decay=0.05, warmup=0.025, clip_norm=3.0),
         engine=EngineConfig(ema_decay=0.9999),
         checkpoint=CheckpointConfig(every_steps=1000),
-        tracking=TrackingConfig(log_every=50, panels_every=5000),
+        tracking=TrackingConfig(log_every=50, panels_every=5000, samples_every=5000),
     )

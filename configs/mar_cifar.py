@@ -37,5 +37,5 @@ def config() -> Config:
         optim=OptimConfig(base_lr=1e-4, weight_decay=0.02, warmup=0.25, final_lr_ratio=1.0, clip_norm=3.0),
         engine=EngineConfig(ema_decay=0.9999),
         checkpoint=CheckpointConfig(every_steps=1000),
-        tracking=TrackingConfig(log_every=50, panels_every=None),
+        tracking=TrackingConfig(log_every=50, panels_every=None, samples_every=5000),
     )

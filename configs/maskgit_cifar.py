@@ -31,5 +31,5 @@ def config() -> Config:
         optim=OptimConfig(base_lr=3e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup=0.05, clip_norm=3.0),
         engine=EngineConfig(ema_decay=0.9999),
         checkpoint=CheckpointConfig(every_steps=1000),
-        tracking=TrackingConfig(log_every=50, panels_every=None),
+        tracking=TrackingConfig(log_every=50, panels_every=None, samples_every=5000),
     )

@@ -65,6 +65,7 @@ _RANGES: dict[str, Range] = {
     "tracking.log_every": AT_LEAST_1,
     "tracking.panels_every": AT_LEAST_1,
     "tracking.panel_images": AT_LEAST_1,
+    "tracking.samples_every": AT_LEAST_1,
     "evaluation.every_steps": AT_LEAST_1,
     "evaluation.methods": ("at least one method", lambda v: len(v) > 0),
     "evaluation.k": AT_LEAST_1,
@@ -124,6 +125,11 @@ def _check_pair(config: Config) -> None:
                 f"backbone=TokenViTConfig reads tokens, and objective={type(config.objective).__name__} predicts "
                 "pixels or classes of images; use MaskGITConfig, MAGEConfig or MARConfig"
             )
+    elif config.tracking.samples_every is not None:
+        raise ConfigError(
+            f"tracking.samples_every={config.tracking.samples_every}: only MaskGIT, MAGE and MAR generate images, and "
+            f"objective is {type(config.objective).__name__}; set it to none"
+        )
     asked, objective, backbone = config.objective.asks, type(config.objective).__name__, type(config.backbone).__name__
     if asked is not None and asked not in config.backbone.answers:
         if asked == "class_token":

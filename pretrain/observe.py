@@ -1,4 +1,4 @@
-"""Looks at a run from outside the step: pictures of reconstructions and the quality of frozen features.
+"""Looks at a run from outside the step: pictures of reconstructions and samples, the quality of frozen features.
 
 Works on plain copies of the model filled from the engine's gathered weights, so it is the same at every ZeRO stage and
 can never touch what is trained.
@@ -20,8 +20,11 @@ from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
 from pretrain.evaluation.head import Head
+from pretrain.generate.picture import samples_picture
 from pretrain.model import PretrainModel, build_model, grid_of
+from pretrain.objectives.token_model import TokenModel
 from pretrain.step import Recipe, draw_mask
+from pretrain.tokenizers.token_vit import TokenViT
 from pretrain.tracking.alignment_picture import alignment_picture
 from pretrain.tracking.heterogeneity_picture import heterogeneity_picture
 from pretrain.tracking.lines import read_lines
@@ -33,7 +36,8 @@ _INSPECTED = {"alignment": alignment_picture, "heterogeneity": heterogeneity_pic
 
 
 class Observer:
-    """Writes panels/step-*.png and evaluations.jsonl at the steps the config names; first and last step always."""
+    """Writes panels/step-*.png, panels/samples-*.png and evaluations.jsonl at the steps the config names; first and
+    last step always."""
 
     def __init__(self, config: Config, engine: Engine, sources: Sources, tracker: Tracker) -> None:
         self._config = config
@@ -46,23 +50,26 @@ class Observer:
         """What is due after `step` steps. Collective: every rank calls it with the same arguments."""
         tracking, evaluation = self._config.tracking, self._config.evaluation
         always = last or step == 0
-        picture, measured = self._there(step) if first else (False, False)
+        picture, measured, sampled = self._there(step) if first else (False, False, False)
         if tracking.panels_every is not None and not picture and (always or step % tracking.panels_every == 0):
             self._look(step)
+        if tracking.samples_every is not None and not sampled and (always or step % tracking.samples_every == 0):
+            self._sample(step)
         val = self._sources.val
         if evaluation.every_steps is not None and val is not None and not measured:
             if always or step % evaluation.every_steps == 0:
                 self._evaluate(step, val)
 
-    def _there(self, step: int) -> tuple[bool, bool]:
-        """Whether an earlier attempt left picture and evaluation of this step, before it was asked to stop, say."""
+    def _there(self, step: int) -> tuple[bool, bool, bool]:
+        """Whether an earlier attempt left picture, evaluation and samples of this step, before it was asked to stop,
+        say."""
         drawn = self._tracker.has_inspection(step) if self._config.mask is None else self._picture(step).exists()
-        mine = [drawn, self._tracker.has_evaluation(step)]
-        picture, measured = gather_json(mine)[0]
-        return picture, measured
+        mine = [drawn, self._tracker.has_evaluation(step), self._picture(step, "samples").exists()]
+        picture, measured, sampled = gather_json(mine)[0]
+        return picture, measured, sampled
 
-    def _picture(self, step: int) -> Path:
-        return self._config.run_dir / "panels" / f"step-{step:07d}.png"
+    def _picture(self, step: int, kind: str = "step") -> Path:
+        return self._config.run_dir / "panels" / f"{kind}-{step:07d}.png"
 
     @torch.no_grad()
     def _look(self, step: int) -> None:
@@ -98,9 +105,22 @@ class Observer:
             if draw(records, path) is not None:
                 self._tracker.panel(step, path, group)
 
+    def _sample(self, step: int) -> None:
+        """Images that the model generates, by the average of its weights where one is kept."""
+        weights = self._engine.weights(ema=self._has_average(step))
+        if self._engine.rank:
+            return
+        model, path = self._copy(weights), self._picture(step, "samples")
+        assert isinstance(model.backbone, TokenViT) and isinstance(model.objective, TokenModel)  # checks.py
+        samples_picture(model.backbone, model.objective, self._config.tracking.panel_images, path)
+        self._tracker.panel(step, path, "samples")
+
+    def _has_average(self, step: int) -> bool:
+        return self._config.engine.ema_decay is not None and step > 0
+
     def _evaluate(self, step: int, val: ShardSet) -> None:
         cfg = self._config.evaluation
-        ema = cfg.weights == "ema" and self._config.engine.ema_decay is not None and step > 0
+        ema = cfg.weights == "ema" and self._has_average(step)
         model = self._copy(self._engine.weights(ema=ema))
         engine = self._engine
         result = evaluate(

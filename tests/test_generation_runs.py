@@ -16,6 +16,7 @@ from PIL import Image
 
 from launch.cli import main
 from pretrain.tokenizers.frozen import TokenizerConfig, frozen_tokenizer
+from pretrain.tracking.report import write_report
 from tests import chaos
 from tests.zygote import Outcome, shared
 
@@ -69,8 +70,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pattern: str, tokenizer: Path
     """A run of each family, on two processes under ZeRO-3."""
     folder = tmp_path_factory.mktemp("runs")
     for family in SMALL:
-        more = (*model_settings(family, tokenizer), "backbone.dropout=0", "engine.zero_stage=3")
-        train(folder / family, f"{family}_cifar", pattern, *more, world=2)
+        more = ("backbone.dropout=0", "engine.zero_stage=3", "tracking.samples_every=6")
+        train(folder / family, f"{family}_cifar", pattern, *model_settings(family, tokenizer), *more, world=2)
     return {family: folder / family for family in SMALL}
 
 
@@ -109,6 +110,22 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, pattern: str, tokenizer: 
     assert 2 <= chaos.last_step(asked) < STEPS
     train(asked, f"{family}_cifar", pattern, *more, world=2)
     chaos.compare(calm, asked)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_samples_are_drawn_as_training_goes_on_and_the_report_shows_them(runs: dict[str, Path], family: str) -> None:
+    drawn = sorted((runs[family] / "panels").glob("samples-*.png"))
+    assert [path.stem for path in drawn] == ["samples-0000000", "samples-0000006", f"samples-{STEPS:07}"]
+    assert len({path.read_bytes() for path in drawn}) == 3
+    html = write_report(runs[family]).read_text()
+    assert html.count("images generated at step") == 3 and "<h2>Samples</h2>" in html
+
+
+def test_what_generates_nothing_is_not_asked_for_samples(tmp_path: Path, pattern: str) -> None:
+    more = settings(tmp_path / "run", pattern, "tracking.samples_every=5")
+    (refused,) = shared().run(CASE, 1, {"config": "mae_cifar", "overrides": more})
+    assert refused.code == 78
+    assert "only MaskGIT, MAGE and MAR generate images, and objective is PixelMAEConfig; set it" in refused.output
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -94,7 +94,7 @@ class Tracker:
 
     def panel(self, step: int, path: Path, group: str = "panels") -> None:
         """Notes that the picture of a step was written, so that W&B shows it too: under group, "panels" for
-        reconstructions, "alignment" or "heterogeneity"."""
+        reconstructions, "alignment", "heterogeneity" or "samples"."""
         path = Path(path)
         inside = path.is_relative_to(self.run_dir)
         shown = path.relative_to(self.run_dir) if inside else path.absolute()

@@ -10,7 +10,15 @@ from pathlib import Path
 from pretrain.tracking.charts import Series, chart, short, smooth
 from pretrain.tracking.live import duration
 from pretrain.tracking.report_curves import curves, legend
-from pretrain.tracking.report_pictures import alignment, attention, heterogeneity, masks, predicts, reconstructions
+from pretrain.tracking.report_pictures import (
+    alignment,
+    attention,
+    heterogeneity,
+    masks,
+    predicts,
+    reconstructions,
+    samples,
+)
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -43,6 +51,7 @@ def write_report(run_dir: str | Path) -> Path:
 def _page(run: RunData) -> str:
     sections = [
         (*_about_pictures(run), reconstructions(run)),
+        ("Samples", "Images that the model generates: the same numbers, and classes, at several steps.", samples(run)),
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", curves(run)),
         ("Frozen features", _about_features(run), _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),

@@ -1,5 +1,5 @@
-"""The report's pictures: reconstructions of the same images as training goes on, masks of the run's strategy, and the
-rank of attention maps."""
+"""The report's pictures: reconstructions of the same images as training goes on, samples, masks of the run's strategy,
+and the rank of attention maps."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ def reconstructions(run: RunData) -> str:
     columns = f'style="--columns:{len(heads) - 1}"'  # few of them are not blown up to the width of the page
     head = f"<thead><tr>{''.join(heads)}</tr></thead>"
     return f'<div class="strip"><table {columns}>{head}<tbody>{body}</tbody></table></div>'
+
+
+def samples(run: RunData) -> str:
+    """A strip of generated images for some steps, one below the other; nothing where none was made."""
+    rows = []
+    for step, path in frames(run.samples, _MAX_STEPS):
+        try:
+            with Image.open(path) as picture:
+                shown = _png(picture.convert("RGBA"))
+        except (OSError, ValueError):
+            continue
+        words = f"images generated at step {step}"
+        rows.append(f'<tr><th>step <b>{short(step)}</b></th><td><img src="{shown}" alt="{words}"></td></tr>')
+    return f'<div class="strip"><table style="--columns:4">{"".join(rows)}</table></div>' if rows else ""
 
 
 def attention(run: RunData) -> str:

@@ -27,6 +27,7 @@ class RunData:
     journal: list[Record]
     ledger: list[Record]
     panels: list[tuple[int, Path]]  # (step, picture), ascending
+    samples: list[tuple[int, Path]]  # the same of generated images
 
     @property
     def name(self) -> str:
@@ -103,14 +104,15 @@ def load_run(run_dir: str | Path) -> RunData:
         inspections=[r for r in read_lines(run_dir / "inspections.jsonl") if isinstance(r.get("step"), int)],
         journal=read_lines(run_dir / "journal.jsonl"),
         ledger=read_lines(run_dir / "ledger.jsonl"),
-        panels=_panels(run_dir, steps[-1]["step"] if steps else 0),
+        panels=_pictures(run_dir, "step", steps[-1]["step"] if steps else 0),
+        samples=_pictures(run_dir, "samples", steps[-1]["step"] if steps else 0),
     )
 
 
-def _panels(run_dir: Path, last_step: int) -> list[tuple[int, Path]]:
+def _pictures(run_dir: Path, kind: str, last_step: int) -> list[tuple[int, Path]]:
     found = []
-    for path in (run_dir / "panels").glob("step-*.png"):
-        digits = path.stem.removeprefix("step-")
+    for path in (run_dir / "panels").glob(f"{kind}-*.png"):
+        digits = path.stem.removeprefix(f"{kind}-")
         if digits.isdigit() and int(digits) <= last_step:  # a later one is of an attempt that was undone
             found.append((int(digits), path))
     return sorted(found)

@@ -33,6 +33,7 @@ _PICTURES = {  # by the group of a journal's line
     "panels": "panels/reconstruction",
     "alignment": "alignment/matrix",
     "heterogeneity": "heterogeneity/blocks",
+    "samples": "samples/generated",
 }
 _GROUPS = ("eval", "inspect", *_PICTURES)
 _FOLLOWED = ("metrics", "evaluations", "inspections", "journal")
