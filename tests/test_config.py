@@ -19,8 +19,14 @@ from pretrain.objectives.pixel import PixelMAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
-_PALETTE = ("backbone.tokenizer.path=palette", "backbone.tokenizer.patch_size=4")
-NO_FILE = {"maskgit_cifar": _PALETTE, "mage_cifar": _PALETTE}  # a tokenizer that is there before one is trained
+_WITHOUT_A_RUN = {  # a tokenizer that is there before one is trained, and the side of its patches
+    "maskgit_cifar": ("palette", 4), "mage_cifar": ("palette", 4), "maskgit_in256": ("palette", 16),
+    "mage_vitb16": ("palette", 16), "mar_base_in256": ("pixels", 16),
+}  # fmt: skip
+NO_FILE = {
+    name: (f"backbone.tokenizer.path={path}", f"backbone.tokenizer.patch_size={side}")
+    for name, (path, side) in _WITHOUT_A_RUN.items()
+}
 TINY = ROOT / "configs" / "tiny_cpu.py"
 
 BAD_VALUES = {

@@ -9,14 +9,15 @@ import torch
 from masking.mask import Grid, Mask
 from masking.ratio import TruncatedNormalRatio
 from masking.rng import generator
+from pretrain.config import load_config
 from pretrain.objectives.mage import MAGEConfig
-from pretrain.objectives.maskgit import MaskGITConfig, hidden_by
+from pretrain.objectives.maskgit import hidden_by
 from pretrain.objectives.token_model import replaced, token_losses
 from pretrain.tokenizers.base import Kind
 from pretrain.tokenizers.frozen import TokenizerConfig
-from pretrain.tokenizers.token_vit import TokenViTConfig
 from pretrain.types import Labels, Target
 from tests.generation_cases import GRID, build, tokens_for
+from tests.syntax import ROOT
 
 NUM = GRID.num_patches
 
@@ -32,10 +33,10 @@ def published_tokens(monkeypatch):
 
 
 def test_the_published_maskgit_has_172_457_193_parameters(published_tokens):
-    config = TokenViTConfig(TokenizerConfig("palette", patch_size=16), depth=24, heads=16, classes=1000, post_norm=True)
+    config = load_config(ROOT / "configs" / "maskgit_in256.py", ["backbone.tokenizer.path=palette"])
     with torch.device("meta"):
-        backbone = config.build(Grid(16, 16), 3, (0.5,) * 3, (0.5,) * 3)
-        objective = MaskGITConfig().build(backbone)
+        backbone = config.backbone.build(Grid(16, 16), 3, (0.5,) * 3, (0.5,) * 3)
+        objective = config.objective.build(backbone)
     assert count(backbone, objective) == 172_457_193
 
 
