@@ -3,7 +3,7 @@
 256 tokens of MaskGIT, MAGE or MAR with weights of chance, which cost what trained ones do. A turn is the generation of
 one batch, draws and heads included and the tokenizer not; every round gives each side its turn, the order reversed from
 round to round, and a ratio is the median over rounds of the base's time over ReCAP's in the same round. MAR draws by
-one diffusion step ("transformer alone"), and by the paper's 100, 40 of them in local steps.
+one diffusion step ("transformer alone"), buffer tokens recomputed or kept, and by the paper's 100, 40 in local steps.
 
 Beside it is what arithmetic allows: FLOPs of both sides as torch counts them, and for MaskGIT what `Plan.cost` says.
 The goals are 90 % of that limit: 1.6 for T=16, P=0, u=1 and 1.25 for T=32, P=12, u=1.
@@ -83,8 +83,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = []
     for family in options.family:
-        for name, plan, diffusion in _cases(family):
-            rows.append(measure(options, family, name, plan, diffusion))
+        for name, plan, more in _cases(family):
+            rows.append(measure(options, family, name, plan, more))
             _print(rows[-1])
     result = {
         "command": " ".join(["python", "benchmarks/recap.py", *sys.argv[1:]]),
@@ -106,17 +106,15 @@ def main() -> int:
 
 
 def measure(
-    options: argparse.Namespace, family: str, name: str, plan: Plan, diffusion: tuple[int, int]
+    options: argparse.Namespace, family: str, name: str, plan: Plan, more: dict[str, Any]
 ) -> dict[str, Any]:
     """One case: the base sampler and ReCAP with equal steps and batch."""
     backbone, objective = build(family, options.size)
     dtype = DTYPES[options.precision]
     backbone, objective = backbone.to(options.device, dtype), objective.to(options.device, dtype)
     decay: Decay = "cosine" if family == "mar" else "power"
-    recap = Sampling(plan, decay)
-    if family == "mar":
-        recap = replace(recap, diffusion_steps=diffusion[0], local_diffusion_steps=diffusion[1])
-    base = replace(recap, plan=Plan(plan.steps), local_diffusion_steps=None)
+    recap = Sampling(plan, decay, **more)
+    base = replace(recap, plan=Plan(plan.steps), local_diffusion_steps=None, cache_buffer=False)
     sides = [Side(backbone, objective, sampling) for sampling in (base, recap)]
     for number in range(options.rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -156,11 +154,16 @@ def build(family: str, size: str) -> tuple[TokenViT, TokenModel]:
     return backbone.eval().requires_grad_(False), objective.eval().requires_grad_(False)
 
 
-def _cases(family: str) -> list[tuple[str, Plan, tuple[int, int]]]:
+def _cases(family: str) -> list[tuple[str, Plan, dict[str, Any]]]:
     if family == "mar":
-        plan = Plan(64, 32, 1)
-        return [("transformer alone", plan, (1, 1)), ("100 and 40 diffusion steps", plan, (100, 40))]
-    return [("", plan, (1, 1)) for plan in GOALS]
+        alone, whole = {"diffusion_steps": 1}, {"diffusion_steps": 100, "local_diffusion_steps": 40}
+        return [
+            ("transformer alone", Plan(64, 32, 1), alone),
+            ("transformer alone, buffer kept", Plan(64, 32, 1), {**alone, "cache_buffer": True}),
+            ("transformer alone, buffer kept", Plan(64, 0, 3), {**alone, "cache_buffer": True}),
+            ("100 and 40 diffusion steps", Plan(64, 32, 1), whole),
+        ]
+    return [("", plan, {}) for plan in GOALS]
 
 
 def _print(row: dict[str, Any]) -> None:

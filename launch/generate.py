@@ -35,6 +35,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--redraw", action="store_true", help="draw codes of full steps anew, as ReCAP's authors do")
     made.add_argument("--guidance", type=float, default=0.0, help="towards the class; MAR's cfg less 1 (default 0)")
     made.add_argument("--classes", help="classes to ask for in turn: 0,3 or all (default: all there are)")
+    made.add_argument("--cache-buffer", action="store_true", help="MAR: local steps do not recompute buffer tokens")
     made.add_argument("--diffusion-steps", type=int, default=100, help="of MAR's head (default 100)")
     made.add_argument("--local-diffusion-steps", type=int, help="the same in local steps (default: as many)")
     made.add_argument("--seed", type=int, default=0, help="image i is the same whatever the batch (default 0)")
@@ -154,6 +155,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
         redraw=options.redraw,
         guidance=options.guidance,
         diffusion_steps=options.diffusion_steps,
+        cache_buffer=options.cache_buffer,
         local_diffusion_steps=options.local_diffusion_steps,
         seed=options.seed,
     )

@@ -52,12 +52,15 @@ class Plan:
             step += size
         return found
 
-    def cost(self, counts: tuple[int, ...], num_extra: int, num_given: int = 0) -> float:
-        """Arithmetic of all passes in full ones, where each recomputes its targets and num_extra extra tokens: a local
-        pass costs its share of the queries, whatever the width (the keys are always all of them, given tokens too)."""
+    def cost(
+        self, counts: tuple[int, ...], num_extra: int, num_given: int = 0, *, keeps_extra: bool = False
+    ) -> float:
+        """Arithmetic of all passes in full ones, where a local pass recomputes its targets and, unless it keeps them,
+        num_extra extra tokens: it costs its share of the queries, whatever the width (the keys are always all of them,
+        given tokens too)."""
         length = sum(counts) + num_extra + num_given
-        groups = self.groups(counts)
-        return sum(1 + (len(group) - 1) * (sum(group) + num_extra) / length for group in groups)
+        again = 0 if keeps_extra else num_extra
+        return sum(1 + (len(group) - 1) * (sum(group) + again) / length for group in self.groups(counts))
 
 
 def still_masked(share: float, decay: Decay) -> float:

@@ -102,7 +102,10 @@ def _passes(generator: Generator, sampling: Sampling, num_unknown: int) -> dict[
     full = len(sampling.plan.groups(counts))
     if sampling.refresh:
         return {"full_passes": len(counts), "local_passes": 0, "cost_in_full_passes": float(len(counts))}
-    cost = sampling.plan.cost(counts, generator.backbone.num_prefix, generator.num_positions - num_unknown)
+    num_given = generator.num_positions - num_unknown
+    cost = sampling.plan.cost(
+        counts, generator.backbone.num_prefix, num_given, keeps_extra=sampling.cache_buffer
+    )
     return {
         "full_passes": full,
         "local_passes": len(counts) - full,

@@ -80,7 +80,7 @@ class _Decoder:
         """Decodes group's positions on canvas, in place, and yields after each of its steps."""
         num_targets, num_unknown = sum(group), int((~canvas.known[0]).sum())
         keeps = len(group) > 1 and not self.sampling.refresh
-        memory = Memory() if keeps else None
+        memory = Memory(keeps_prefix=self.sampling.cache_buffer) if keeps else None
         said = self.objective.look(self.backbone, self._doubled(canvas), memory, num_targets)
         first_guidance = self._guidance(step, num_unknown - group[0], canvas)
         ids, targets = self._choose(said, canvas.known, num_targets, step, coldness, first_guidance)

@@ -28,6 +28,7 @@ class Sampling:
     guidance: float = 0.0  # g at the end; MAR's cfg is 1 + g
     diffusion_steps: int = 100  # of MAR's head, for tokens of full steps
     local_diffusion_steps: int | None = None  # for tokens of local steps; None: as many
+    cache_buffer: bool = False  # MAR's local steps leave its buffer tokens as the full one left them: cheaper by far
     refresh: bool = False  # local steps are full passes over the same targets: what ReCAP approximates
     seed: int = 0  # image i is the same whatever else is generated beside it
 
@@ -47,6 +48,10 @@ class Sampling:
             )
         if continuous and self.redraw:
             raise ConfigError("redraw=true is for codes, and MAR draws values; leave it out")
+        if self.cache_buffer and not (continuous and self.plan.local):
+            raise ConfigError(
+                "cache_buffer=true has no effect: it is for local steps of MAR, which has buffer tokens; leave it out"
+            )
         if not continuous and self.local_diffusion_steps is not None:
             raise ConfigError("local_diffusion_steps has no effect: only MAR has a diffusion head")
         if self.guidance and not (backbone.classes and backbone.class_drop):

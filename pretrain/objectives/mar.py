@@ -113,18 +113,19 @@ class MAR(DecodedTokenModel):
         self, backbone: TokenViT, canvas: Canvas, memory: Memory, targets: Tensor, num_filled: int
     ) -> Tensor:
         """Conditions z (B, n, D) of the targets: buffer and filled targets through the encoder, whose memory holds the
-        context, then buffer and all targets through the decoder."""
-        filled, front = targets[:, :num_filled], backbone.num_prefix
+        context, then buffer and all targets through the decoder; the targets alone where memory keeps the buffer."""
+        filled, front, alone = targets[:, :num_filled], backbone.num_prefix, memory.keeps_prefix
         # The encoder's memory is the buffer, the context, and room for targets as they are filled.
         places = memory.num_context - front + torch.arange(num_filled, device=targets.device).expand_as(filled)
-        seeing = memory.encoder.refresh(backbone.slots(places), memory.num_context + num_filled)
+        seeing = memory.encoder.refresh(backbone.slots(places, alone=alone), memory.num_context + num_filled)
         tokens = backbone.embed_tokens(gather_rows(canvas.tokens, filled))
-        features = backbone(tokens, filled, prefix=canvas.prefix, memory=seeing)
-        encoded = self.decoder.embed(features.sequence)
-        hidden = self.mask_token.expand(len(targets), targets.shape[1] - num_filled, -1).to(encoded.dtype)
-        slots = backbone.slots(targets)
-        decoded = self.decoder(torch.cat([encoded, hidden], dim=1), slots, memory.decoder.refresh(slots))
-        return decoded[:, front:] + self.head_pos_embed[0, targets]
+        x = self.mask_token.expand(len(targets), targets.shape[1] - num_filled, -1).to(tokens.dtype)
+        if num_filled or not alone:
+            features = backbone(tokens, filled, prefix=canvas.prefix, memory=seeing, alone=alone)
+            x = torch.cat([self.decoder.embed(features.sequence), x], dim=1)
+        slots = backbone.slots(targets, alone=alone)
+        decoded = self.decoder(x, slots, memory.decoder.refresh(slots))
+        return decoded[:, 0 if alone else front :] + self.head_pos_embed[0, targets]
 
     def no_weight_decay(self) -> set[str]:
         """The head, as in the paper's recipe, and positions."""

@@ -33,6 +33,7 @@ class Memory:
     encoder: KeyValues = field(default_factory=KeyValues)
     decoder: KeyValues = field(default_factory=KeyValues)
     num_context: int = 0  # prefix and known tokens that the encoder saw, where it sees no others
+    keeps_prefix: bool = False  # local passes see the prefix as the full one left it, and do not ask it again: MAR
 
 
 class TokenModel(Objective):

@@ -168,31 +168,40 @@ class TokenViT(Backbone):
 
         def __call__(
             self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), only_prefix: bool = False,
-            prefix: Tensor | None = None, memory: KeyValues | None = None,
+            prefix: Tensor | None = None, memory: KeyValues | None = None, alone: bool = False,
         ) -> Features: ...  # fmt: skip
 
     def forward(
         self, tokens: Tensor, ids: Tensor | None = None, *, layers: Sequence[int] = (), only_prefix: bool = False,
-        prefix: Tensor | None = None, memory: KeyValues | None = None,
+        prefix: Tensor | None = None, memory: KeyValues | None = None, alone: bool = False,
     ) -> Features:  # fmt: skip
         """Embeddings (B, L, D) of positions ids (B, L), in any order (None: the whole grid), through all blocks and the
-        last norm. prefix (B,) are `prefix_ids`; None: no class is told. memory says what is done with keys and values.
-        layers asks for the sequence after those blocks, before the norm; only_prefix for the prefix alone."""
-        if prefix is None:
-            prefix = self.prefix_ids(None, len(tokens), tokens.device)
-        front = repeat(self.token_embed(prefix), "b d -> b f d", f=self.num_prefix)
+        last norm. prefix (B,) are `prefix_ids`; None: no class is told. memory says what is done with keys and values;
+        alone leaves the prefix out, where it is remembered. layers asks for the sequence after those blocks, before the
+        norm; only_prefix for the prefix alone."""
         table = self.pos_embed[0, self.num_prefix :]
-        tokens = tokens + (table if ids is None else table[ids])
-        x = self.drop(self.norm_pre(torch.cat([front + self.pos_embed[:, : self.num_prefix], tokens], dim=1)))
+        x = tokens + (table if ids is None else table[ids])
+        if not alone:
+            x = torch.cat([self._front(prefix, len(tokens)), x], dim=1)
+        x = self.drop(self.norm_pre(x))
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             x = run_block(block, x, memory, index, checkpointing=self.checkpointing)
             if index in layers:
                 wanted[index] = x
         x = self.norm(x[:, : self.num_prefix] if only_prefix else x)
-        return Features(x, self.num_prefix, tuple(wanted[index] for index in layers))
+        return Features(x, 0 if alone else self.num_prefix, tuple(wanted[index] for index in layers))
 
-    def slots(self, ids: Tensor) -> Tensor:
-        """Where the prefix and positions ids (B, L) stand in a sequence of all: (B, F + L) int64."""
+    def _front(self, prefix: Tensor | None, batch: int) -> Tensor:
+        """The prefix tokens with their positions, (B, F, D)."""
+        if prefix is None:
+            prefix = self.prefix_ids(None, batch, self.pos_embed.device)
+        front = repeat(self.token_embed(prefix), "b d -> b f d", f=self.num_prefix)
+        return front + self.pos_embed[:, : self.num_prefix]
+
+    def slots(self, ids: Tensor, *, alone: bool = False) -> Tensor:
+        """Where the prefix, unless alone, and positions ids (B, L) stand in a sequence of all: (B, F + L) int64."""
+        if alone:
+            return ids + self.num_prefix
         front = repeat(torch.arange(self.num_prefix, device=ids.device), "f -> b f", b=len(ids))
         return torch.cat([front, ids + self.num_prefix], dim=1)

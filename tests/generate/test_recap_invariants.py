@@ -119,6 +119,46 @@ def test_the_order_of_targets_changes_nothing_but_the_order_of_answers(family):
     assert difference(again, want[:, order]) < 1e-5
 
 
+def buffered(depth=4, num_targets=8):
+    """MAR, a canvas, targets, what a full pass said of them, and its memory, which keeps the buffer."""
+    backbone, objective, canvas, targets = case("mar", depth=depth)
+    said, memory = remembered(backbone, objective, canvas, num_targets)
+    memory.keeps_prefix = True
+    return backbone, objective, canvas, targets, rows(said, targets), memory
+
+
+def test_with_the_buffer_kept_nothing_changed_is_nothing_changed_and_filled_targets_are_seen():
+    backbone, objective, canvas, targets, said, memory = buffered()
+    assert difference(objective.look_again(backbone, canvas, memory, targets, 0), said) < 1e-5
+    later = fill(canvas, targets[:, :NUM_FILLED], tokens_for(backbone, 3, seed=9))
+    again = objective.look_again(backbone, later, memory, targets, NUM_FILLED)
+    exact = rows(objective.look(backbone, later, None), targets)
+    refreshed, stale = (float((x - exact).norm() / exact.norm()) for x in (again, said))
+    assert 1e-4 < refreshed < 0.5 * stale
+    memory.keeps_prefix = False
+    assert difference(objective.look_again(backbone, later, memory, targets, NUM_FILLED), again) > 1e-4
+
+
+def test_a_kept_buffer_is_read_and_left_as_it_is():
+    backbone, objective, canvas, targets, _, memory = buffered()
+    later = fill(canvas, targets[:, :NUM_FILLED], tokens_for(backbone, 3, seed=9))
+    kept = [layer[:, : backbone.num_prefix].clone() for layer in (*memory.encoder.layers, *memory.decoder.layers)]
+    want = objective.look_again(backbone, later, memory, targets, NUM_FILLED).clone()
+    layers = (*memory.encoder.layers, *memory.decoder.layers)
+    assert all(torch.equal(layer[:, : backbone.num_prefix], one) for layer, one in zip(layers, kept, strict=True))
+    memory.encoder.layers[1][:, 0, 1] += 10  # a value of the buffer
+    assert difference(objective.look_again(backbone, later, memory, targets, NUM_FILLED), want) > 1e-4
+
+
+def test_a_kept_buffer_is_not_paid_for():
+    backbone, objective, canvas, targets, _, memory = buffered()
+    later = fill(canvas, targets[:, :NUM_FILLED], tokens_for(backbone, 3, seed=9))
+    kept = products(lambda: objective.look_again(backbone, later, memory, targets, NUM_FILLED))
+    memory.keeps_prefix = False
+    asked = products(lambda: objective.look_again(backbone, later, memory, targets, NUM_FILLED))
+    assert asked > 1.5 * kept
+
+
 def products(call):
     """FLOPs of matrix products in call()."""
     with op.forced("matmul"), FlopCounterMode(display=False) as counter:

@@ -198,6 +198,8 @@ def test_a_fixed_order_is_followed():
         ("maskgit", {"guidance": 1.0}, "trained without"),
         ("maskgit", {"local_diffusion_steps": 5}, "only MAR"),
         ("maskgit", {"refresh": True}, "without local steps"),
+        ("maskgit", {"cache_buffer": True, "plan": Plan(6, 0, 1)}, "which has buffer tokens"),
+        ("mar", {"cache_buffer": True}, "for local steps of MAR"),
         ("maskgit", {"decay": "log"}, "use one of cosine"),
         ("mar", {"order": "confidence"}, "needs codes"),
         ("mar", {"redraw": True}, "is for codes"),
