@@ -120,6 +120,14 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
         "--val-share", type=float, default=0.0, help="share of the images put into val shards (default 0)"
     )
     pack.add_argument("--seed", type=int, default=0, help="of the order images are written in (default 0)")
+    tokens = _add(verbs, "tokenize", _tokenize, "write shards of tokens, which runs read in place of images; resumable")
+    tokens.add_argument("run", type=Path, help="run that trained a tokenizer, for example runs/tokenizer_fsq_cifar")
+    tokens.add_argument("shards", help="shards of images: a pattern or a folder of tars")
+    tokens.add_argument("out", type=Path, help="directory for the shards of tokens")
+    tokens.add_argument("--image-size", metavar="H,W", help="cut images to this size (default: as the run has it)")
+    tokens.add_argument("--weights", choices=("ema", "model"), help="which weights (default ema, where kept)")
+    tokens.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
+    tokens.add_argument("--workers", type=int, default=1, help="processes that decode images (default 1)")
     index = _add(verbs, "index", _index, "validate foreign shards and write the index a run reads")
     index.add_argument("shards", help="a path, glob or brace range, for example 'in1k-{000000..001023}.tar'")
     index.add_argument(
@@ -219,6 +227,12 @@ def _pack(options: argparse.Namespace) -> None:
     from launch.verbs import pack
 
     pack(options)
+
+
+def _tokenize(options: argparse.Namespace) -> None:
+    from launch.verbs import tokenize
+
+    tokenize(options)
 
 
 def _index(options: argparse.Namespace) -> None:

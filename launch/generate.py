@@ -61,7 +61,7 @@ def generate(options: argparse.Namespace) -> None:
     sampling = _sampling(options)
     sampling.check(generator.backbone, generator.objective, generator.num_positions)
     labels = _labels(options.classes, generator.backbone.classes, options.num)
-    judge = _Judge.of(options, generator.loaded.config.data, device)
+    judge = _Judge.of(options, generator.pixels, device)
     batches = -(-options.num // max(options.batch_size, 1))
     with Progress(batches * options.steps, "steps", f"generating {options.num} images") as progress:
         made = make(
@@ -85,8 +85,8 @@ class _Judge:
         self.space, self.real = space, real
 
     @classmethod
-    def of(cls, options: argparse.Namespace, data: DataConfig, device: str) -> _Judge | None:
-        """The one asked for; None where none is."""
+    def of(cls, options: argparse.Namespace, pixels: DataConfig, device: str) -> _Judge | None:
+        """The one asked for; None where none is. pixels says how real images are cut."""
         from pretrain.data.evaluation_batches import evaluation_batches
         from pretrain.data.shards import open_shards
         from pretrain.data.sources import as_pattern
@@ -103,7 +103,7 @@ class _Judge:
         if not options.space.exists():
             raise ConfigError(f"--space={options.space} is not there; give a run or a file of Inception's weights")
         known = own_space if options.space.is_dir() else inception_space
-        real = evaluation_batches(open_shards(as_pattern(options.compare)), data, batch_size=64)
+        real = evaluation_batches(open_shards(as_pattern(options.compare)), pixels, batch_size=64)
         return cls(known(options.space, device=device), real)
 
     def score(self, images: Tensor, labels: Tensor | None) -> dict[str, Any]:

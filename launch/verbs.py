@@ -1,4 +1,4 @@
-"""The verbs around training: pack, index, evaluate, export. Each says what it did in a line or a table."""
+"""The verbs around training: pack, tokenize, index, evaluate, export. Each says what it did in a line or a table."""
 
 from __future__ import annotations
 
@@ -37,6 +37,34 @@ def pack(options: argparse.Namespace) -> None:
             seed=options.seed,
             on_progress=_follow(progress),
         )
+    print(report)
+
+
+def tokenize(options: argparse.Namespace) -> None:
+    """`lacuna tokenize`: shards of tokens by a run's tokenizer, with progress."""
+    import torch
+
+    from pretrain.config import read_config
+    from pretrain.data.shards import open_shards
+    from pretrain.data.sources import as_pattern
+    from pretrain.data.token_shards import tokenize as write
+    from pretrain.tokenizers.frozen import TokenizerConfig, frozen_tokenizer
+    from pretrain.tracking.progress import Progress
+
+    if options.batch_size < 1 or options.workers < 0:
+        raise ConfigError(f"--batch-size={options.batch_size} must be 1 or more, --workers={options.workers} 0 or more")
+    named = TokenizerConfig(str(options.run), options.weights)
+    named.check()
+    kind = named.kind()
+    tokenizer = frozen_tokenizer(named, kind.in_chans)
+    asked = options.image_size
+    size = _sides(asked) if asked is not None else read_config(options.run / "config.json").data.image_size
+    shards = open_shards(as_pattern(options.shards))
+    with Progress(shards.num_samples, "images", "tokenizing") as progress:
+        report = write(
+            tokenizer, shards, options.out, size, batch_size=options.batch_size, workers=options.workers,
+            device="cuda" if torch.cuda.is_available() else "cpu", on_progress=progress.advance,
+        )  # fmt: skip
     print(report)
 
 

@@ -119,6 +119,8 @@ def _check_mixing(config: Config, world_size: int) -> None:
 
 def _check_pair(config: Config) -> None:
     if isinstance(config.backbone, TokenViTConfig):
+        if config.backbone.tokenizer.stored:
+            _check_stored(config)
         config.backbone.tokenizer.kind(config.data.in_chans)
         if config.objective.asks not in ("codes", "values"):
             raise ConfigError(
@@ -156,6 +158,27 @@ def _check_pair(config: Config) -> None:
         )
 
 
+def _check_stored(config: Config) -> None:
+    """Tokens are read as they were written: only mirrored."""
+    data, tracking = config.data, config.tracking
+    wanted = (
+        ("data.crop_scale", data.crop_scale, (1.0, 1.0)), ("data.crop_aspect", data.crop_aspect, (1.0, 1.0)),
+        ("data.rand_augment", data.rand_augment, None), ("data.erase_prob", data.erase_prob, 0.0),
+        ("tracking.panels_every", tracking.panels_every, None),
+    )  # fmt: skip
+    for name, value, only in wanted:
+        if value != only:
+            raise ConfigError(
+                f"backbone.tokenizer.stored=true reads tokens, and {name}={value} is for images; set {name}="
+                f"{'1,1' if only == (1.0, 1.0) else 'none' if only is None else '0'}"
+            )
+    if data.image_size[0] != data.image_size[1]:
+        raise ConfigError(
+            f"data.image_size={data.image_size[0]},{data.image_size[1]}: grids of stored tokens must be square for "
+            "now; store them so, or set backbone.tokenizer.stored=false"
+        )
+
+
 def _check_name_and_length(config: Config) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.name):
         raise ConfigError(
@@ -177,6 +200,8 @@ def _check_batch(config: Config, world_size: int) -> None:
 
 def _check_channels(config: Config) -> None:
     data = config.data
+    if isinstance(config.backbone, TokenViTConfig) and config.backbone.tokenizer.stored:
+        return  # bytes of tokens, which nobody normalises
     for key, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != data.in_chans:
             raise ConfigError(

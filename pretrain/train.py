@@ -18,6 +18,7 @@ from pretrain.config import Config, to_json, write_config
 from pretrain.continuity import settle
 from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
+from pretrain.data.token_shards import check_tokens
 from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure
 from pretrain.engine.checkpoint import Checkpoints, RunState
 from pretrain.engine.distributed import Place, init_distributed
@@ -31,6 +32,8 @@ from pretrain.observe import Observer
 from pretrain.records import StepRecords
 from pretrain.step import Recipe, train_step
 from pretrain.summary import summary
+from pretrain.tokenizers.frozen import frozen_tokenizer
+from pretrain.tokenizers.token_vit import TokenViTConfig
 from pretrain.tracking.access import WandbAccess
 from pretrain.tracking.live import LiveLine
 from pretrain.tracking.metrics import Tracker
@@ -119,7 +122,7 @@ def _settle(config: Config, around: Around) -> Config:
 
 def _open(config: Config, around: Around) -> Run:
     is_main = around.place.rank == 0
-    sources = open_sources(config.data, config.run_dir, is_main, barrier=barrier)
+    sources = _sources(config, is_main)
     engine = Engine(
         build_model(config),
         config.optim,
@@ -152,6 +155,17 @@ def _open(config: Config, around: Around) -> Run:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch(config, sources.train.num_samples),
     )
+
+
+def _sources(config: Config, is_main: bool) -> Sources:
+    """Shards that hold what the model reads: images, or the very tokens it is told of."""
+    sources = open_sources(config.data, config.run_dir, is_main, barrier=barrier)
+    stored = config.backbone.tokenizer if isinstance(config.backbone, TokenViTConfig) else None
+    tokenizer = frozen_tokenizer(stored, config.data.in_chans) if stored is not None and stored.stored else None
+    for shards in (sources.train, sources.val):
+        if shards is not None:
+            check_tokens(config.data, shards, tokenizer)
+    return sources
 
 
 def _first_state(config: Config, sources: Sources) -> RunState:

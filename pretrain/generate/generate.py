@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from masking.recap import decoding_counts
+from pretrain.data.settings import DataConfig
 from pretrain.engine.load import Loaded, load_backbone
 from pretrain.errors import ConfigError
 from pretrain.generate.sampler import Given, sample
@@ -44,6 +45,13 @@ class Generator:
     def num_positions(self) -> int:
         """N."""
         return self.backbone.grid.num_patches
+
+    @property
+    def pixels(self) -> DataConfig:
+        """How images that are to be compared with generated ones are cut, tokens or not in the run's own data."""
+        data, paints, grid = self.loaded.config.data, self.backbone.tokenizer.paints, self.backbone.grid
+        size = (grid.height * paints.patch_size, grid.width * paints.patch_size)
+        return replace(data, image_size=size, in_chans=paints.in_chans)
 
     def images(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, ...) as images (B, C, H, W) uint8."""

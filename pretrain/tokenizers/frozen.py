@@ -6,6 +6,7 @@ process, never trained, and computes in float32 whatever the number format of th
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.ranges import AT_LEAST_1, POSITIVE, Range, check_ranges
 from pretrain.tokenizers.base import Kind, Tokenizer
 from pretrain.tokenizers.builtin import Palette, Pixels
+from pretrain.tokenizers.stored import StoredTokens, stored_kind
 from pretrain.tokenizers.trained import ConvTokenizerConfig
 
 _BUILTIN = ("pixels", "palette")
@@ -37,6 +39,7 @@ class TokenizerConfig:
     weights: Literal["ema", "model"] | None = None  # which weights of a run; None: ema, where the run keeps that
     patch_size: int | None = None  # side of a patch of pixels and palette; None: a run's own
     scale: float = 1.0  # factor of a run's continuous tokens, one over their deviation; .2325 in MAR
+    stored: bool = False  # data.train holds tokens that `lacuna tokenize` wrote with this run, and no images
 
     @property
     def is_builtin(self) -> bool:
@@ -53,11 +56,11 @@ class TokenizerConfig:
                 f"{_HERE}patch_size={self.patch_size} has no effect: {_HERE}path={self.path} names a run, which has "
                 f"its own; set {_HERE}patch_size=none, or {_HERE}path to pixels or palette"
             )
-        for name, off in (("weights", None), ("scale", 1.0)):
+        for name, off in (("weights", None), ("scale", 1.0), ("stored", False)):
             if self.is_builtin and getattr(self, name) != off:
                 raise ConfigError(
-                    f"{_HERE}{name}={getattr(self, name)} has no effect: {self.path} has no weights and its own scale; "
-                    f"set {_HERE}{name}={'none' if off is None else off}"
+                    f"{_HERE}{name}={getattr(self, name)} has no effect: {self.path} has no weights and its own scale, "
+                    f"and nothing that would be worth storing; set {_HERE}{name}={'none' if off is None else off}"
                 )
 
     def kind(self, in_chans: int | None = None) -> Kind:
@@ -66,6 +69,13 @@ class TokenizerConfig:
         if self.path == "pixels":
             return _kind_of(Pixels(self.patch_size or 1, in_chans or 3))
         kind = _kind_of(Palette(self.patch_size or 1)) if self.is_builtin else _run(self.path).kind
+        if self.stored:
+            kind = stored_kind(kind)
+        if in_chans not in (None, kind.in_chans) and self.stored:
+            raise ConfigError(
+                f"{_HERE}stored=true: tokens of {_HERE}path={self.path} are stored in {kind.in_chans} channels, and "
+                f"data.in_chans={in_chans}; set data.in_chans={kind.in_chans}"
+            )
         if in_chans not in (None, kind.in_chans):
             raise ConfigError(
                 f"{_HERE}path={self.path} is a tokenizer of {kind.in_chans} channels, and data.in_chans={in_chans}; "
@@ -82,8 +92,9 @@ class TokenizerConfig:
 class FrozenTokenizer:
     """A tokenizer that is not trained: in eval mode, without gradients, outside of every module."""
 
-    def __init__(self, tokenizer: Tokenizer, kind: Kind, scale: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, kind: Kind, scale: float, paints: Kind | None = None) -> None:
         self.kind = kind
+        self.paints = paints or kind  # of the images that it makes of tokens
         self._tokenizer = tokenizer.eval().requires_grad_(False)  # float32, on the CPU
         self._scale = scale
         self._copies: dict[torch.device, Tokenizer] = {torch.device("cpu"): self._tokenizer}
@@ -101,6 +112,14 @@ class FrozenTokenizer:
         with torch.autocast(tokens.device.type, enabled=False):
             return self._on(tokens.device).images(tokens if self._scale == 1 else tokens.float() / self._scale, grid)
 
+    def digest(self) -> str:
+        """Which weights it has, as a hash of them all: who reads stored tokens needs the very tokenizer of these."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self._tokenizer.state_dict().items()):
+            found.update(name.removeprefix("made_by.").encode())
+            found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
     def _on(self, device: torch.device) -> Tokenizer:
         if device not in self._copies:
             self._copies[device] = copy.deepcopy(self._tokenizer).to(device)
@@ -116,7 +135,10 @@ def frozen_tokenizer(config: TokenizerConfig, in_chans: int = 3) -> FrozenTokeni
         return FrozenTokenizer(Pixels(kind.patch_size, in_chans), kind, 1.0)
     if config.path == "palette":
         return FrozenTokenizer(Palette(kind.patch_size), kind, 1.0)
-    return FrozenTokenizer(_read(config.path, config.weights or "ema"), kind, config.scale)
+    tokenizer, paints = _read(config.path, config.weights or "ema"), _run(config.path).kind
+    if config.stored:
+        return FrozenTokenizer(StoredTokens(tokenizer, kind), kind, config.scale, paints)
+    return FrozenTokenizer(tokenizer, kind, config.scale)
 
 
 @dataclass(frozen=True)
