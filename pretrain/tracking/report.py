@@ -98,7 +98,9 @@ def _header(run: RunData) -> str:
     backbone, data = run.config.get("backbone", {}), run.config.get("data", {})
     size = "x".join(str(part) for part in data.get("image_size", []))
     kind = str(backbone.get("type", "ViT")).rpartition(":")[2].removesuffix("Config")
-    what = f"{kind}-{str(backbone.get('size', '?')).capitalize()}/{backbone.get('patch_size', '?')} on {size} pixels"
+    named = f"-{str(backbone['size']).capitalize()}" if "size" in backbone else ""
+    patch = f"/{backbone['patch_size']}" if "patch_size" in backbone else ""
+    what = f"{kind}{named}{patch} on {size} pixels"
     scores, training = _scores(run), [card for card in _training(run) if card]
     rows = [scores + training[:1], training[1:]] if scores else [training]
     numbers = "".join(f'<div class="numbers">{"".join(row)}</div>' for row in rows if row)
