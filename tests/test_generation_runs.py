@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pattern: str, tokenizer: Path
     """A run of each family, on two processes under ZeRO-3."""
     folder = tmp_path_factory.mktemp("runs")
     for family in SMALL:
-        more = ("backbone.dropout=0", "engine.zero_stage=3", "tracking.samples_every=6")
+        more = ("backbone.dropout=0", "engine.zero_stage=3", "tracking.samples_every=6", "tracking.panels_every=8")
         train(folder / family, f"{family}_cifar", pattern, *model_settings(family, tokenizer), *more, world=2)
     return {family: folder / family for family in SMALL}
 
@@ -80,6 +80,8 @@ def test_the_tokenizer_logs_what_it_is_judged_by_and_draws_what_it_makes_of_imag
     inspected = json.loads((tokenizer / "inspections.jsonl").read_text().splitlines()[-1])["tokens"]
     assert 1 < inspected["codes_used"] <= inspected["codes"] <= 1000
     assert list((tokenizer / "panels").glob("*0000004.png"))
+    html = write_report(tokenizer).read_text()
+    assert "made of their tokens" in html and html.count("<th>step <b>") == 3 and "ConvTokenizer/4 on 32x32" in html
     config = TokenizerConfig(str(tokenizer))
     ids = frozen_tokenizer(config).tokens(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
     assert ids.shape == (2, 64) and 0 <= int(ids.min()) and int(ids.max()) < 1000
