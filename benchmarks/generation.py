@@ -85,6 +85,7 @@ def main() -> int:
         "seeds": options.seeds,
         "lines": [_row(line) for line in lines],
         "recovered": recovered,
+        "fit": _fit(generator, options),
     }
     _write(result, lines, options)
     return int(any(row["share"] is not None and row["share"] < GOAL for row in recovered))
@@ -132,6 +133,24 @@ def _real(generator: Generator, space: FeatureSpace, options: argparse.Namespace
     batches = evaluation_batches(open_shards(as_pattern(options.real)), data, 64, max_images=options.max_real)
     with Progress(batches.num_images, "images", "reading real images") as progress:
         return space.of(batches, on_progress=progress.advance)
+
+
+def _fit(generator: Generator, options: argparse.Namespace) -> dict[str, float]:
+    """What the model makes of tokens of real images that it did not see, nats a token, at three shares hidden; and what
+    the frequencies of codes in these very images would give."""
+    backbone = generator.backbone
+    if backbone.num_codes is None:
+        return {}
+    batches = evaluation_batches(open_shards(as_pattern(options.real)), generator.pixels, 64, max_images=options.num)
+    pairs = [(backbone.tokenizer.tokens(images), labels) for images, labels in batches]
+    tokens, labels = (torch.cat(part) for part in zip(*pairs))
+    told = None if backbone.classes is None else labels
+    share = torch.bincount(tokens.flatten(), minlength=backbone.num_codes) / tokens.numel()
+    found = {"unigram": float(-(share * share.clamp(min=1e-12).log()).sum())}
+    for hidden in (0.25, 0.5, 0.75):
+        nll = token_nll(backbone, generator.objective, tokens, told, hidden=hidden, batch_size=options.batch_size)
+        found[f"{hidden:g} hidden"] = float(nll.mean())
+    return found
 
 
 def _recovered(line: Line, lines: list[Line]) -> dict[str, Any]:
@@ -196,6 +215,9 @@ def _table(result: dict[str, Any]) -> str:
         f"{row['fid_of_recap']:.4g} | {_percent(row['share'])} |"
         for row in result["recovered"]
     ]
+    if result["fit"]:
+        told = ", ".join(f"{name} {value:.3f}" for name, value in result["fit"].items())
+        lines += ["", f"Tokens of real images that the model does not see, nats a token: {told}."]
     return "\n".join([*lines, "", f"`{result['command']}`, {result['machine']}, {result['date']}", ""])
 
 
