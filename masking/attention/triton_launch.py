@@ -112,7 +112,8 @@ def backward_call(
     q, k = tensors["q"], tensors["k"]
     form = (q.shape, q.stride(), k.shape, k.stride(), dq.stride(), dk.stride(), needs)
     fixed = _fixed(tensors, form, weighting, dq, dk, needs)
-    tensors |= {"out": out, "lse": lse, "grad": grad.contiguous(), "delta": torch.empty_like(lse),
+    lse = lse.contiguous()  # whoever compiles what is around the kernels may have kept these in an order of its own
+    tensors |= {"out": out.contiguous(), "lse": lse, "grad": grad.contiguous(), "delta": torch.empty_like(lse),
                 "dq": dq, "dk": dk, "dv": dv}  # fmt: skip
     batch, length, heads, _ = q.shape
     if needs.alpha:  # one for each block of queries, whatever their size

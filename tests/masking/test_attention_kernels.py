@@ -235,3 +235,15 @@ def test_a_call_like_one_before_hands_the_compiled_kernels_its_own_tensors_and_t
 def test_heads_too_wide_are_refused():
     with pytest.raises(ValueError, match="no blocks for heads of 200"):
         attention(*[torch.zeros(1, 1, 4, 200)] * 3)
+
+
+def test_backward_takes_what_forward_left_in_any_order():
+    qkv, alpha = operands()
+    weighting = Weighting(alpha=alpha.detach())
+    parts, needs = [qkv.detach()], triton_launch.Needs()
+    out, lse = triton_launch.forward(parts, 18, weighting)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    want = triton_launch.backward(grad, out, lse, parts, 18, weighting, needs)[0]
+    other = [x.transpose(1, -1).contiguous().transpose(1, -1) for x in (grad, out, lse)]
+    assert not any(x.is_contiguous() for x in other[:2])
+    assert torch.equal(triton_launch.backward(*other, parts, 18, weighting, needs)[0], want)
