@@ -170,7 +170,8 @@ def _samples(
 
 
 def _arrays(tokenizer: FrozenTokenizer, images: Tensor, grid: Grid) -> list[bytes]:
-    stored = store(tokenizer.tokens(images), tokenizer.tokens(images.flip(-1)), grid)
+    ask = tokenizer.moments if tokenizer.kind.sampled else tokenizer.tokens
+    stored = store(ask(images), ask(images.flip(-1)), grid)
     found = []
     for array in stored.permute(0, 2, 3, 1).cpu().numpy():
         buffer = io.BytesIO()

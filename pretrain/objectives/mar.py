@@ -20,8 +20,8 @@ from pretrain.objectives.diffusion import DiffusionConfig, DiffusionHead
 from pretrain.objectives.token_decoder import DecodedTokenModel, decoder_flops
 from pretrain.objectives.token_model import Canvas, Memory, drawn, told
 from pretrain.ranges import AT_LEAST_1, Range, check_ranges
-from pretrain.tokenizers.token_vit import TokenViT
-from pretrain.types import Features, Losses, Target
+from pretrain.tokenizers.token_vit import TokenViT, TokenViTConfig
+from pretrain.types import Features, Labels, Losses, Target
 
 _RANGES: dict[str, Range] = {"decoder_depth": AT_LEAST_1, "decoder_heads": AT_LEAST_1}
 
@@ -52,8 +52,11 @@ class MARConfig:
         return MAR(self, backbone)
 
     def num_draws(self, backbone: BackboneConfig, grid: Grid) -> int:
-        """The class's drop, and what the diffusion loss draws for each position, hidden or not."""
-        return 1 + grid.num_patches * self.head.num_draws(backbone.tokenizer.kind().num_values)  # type: ignore[attr-defined]
+        """The class's drop, and for each position, hidden or not, what the diffusion loss draws, and the token where it
+        is sampled."""
+        assert isinstance(backbone, TokenViTConfig)  # checks.py
+        kind = backbone.tokenizer.kind()
+        return 1 + grid.num_patches * (self.head.num_draws(kind.num_values) + kind.num_values * kind.sampled)
 
     def forward_flops(self, sizes: Sizes) -> float:
         """FLOPs of one image's forward: encoder on visible tokens, decoder on all, the head on hidden ones."""
@@ -74,6 +77,12 @@ class MAR(DecodedTokenModel):
         self.head_pos_embed = nn.Parameter(torch.empty(1, backbone.grid.num_patches, width).normal_(std=0.02))
         self.head = DiffusionHead(config.head, backbone.num_values, width)
 
+    def target(self, images: Tensor, labels: Labels | None = None) -> Target:
+        """Tokens (B, N, num_values) float32 of images (B, C, H, W) uint8, or the moments of those that are sampled."""
+        if not self.tokenizer.kind.sampled:
+            return super().target(images, labels)
+        return Target(value=self.tokenizer.moments(images), labels=labels)
+
     def forward(
         self,
         backbone: Backbone,
@@ -85,13 +94,15 @@ class MAR(DecodedTokenModel):
         """{"diffusion": (B,) float32}, the head's loss averaged over the hidden tokens, and the features of the visible
         ones. rng is (B, num_draws) uniform numbers, or draws them."""
         assert isinstance(backbone, TokenViT) and target.value is not None
-        values, each = target.value, self.config.head.num_draws(backbone.num_values)
-        numbers = drawn(rng, len(values), 1 + values.shape[1] * each, values.device)
+        each, num = self.config.head.num_draws(backbone.num_values), backbone.grid.num_patches
+        sampled = num * backbone.num_values * self.tokenizer.kind.sampled
+        numbers = drawn(rng, len(target.value), 1 + num * each + sampled, target.value.device)
+        values = self.tokenizer.draw(target.value, numbers[:, -sampled:]) if sampled else target.value
         prefix = told(backbone, target, numbers[:, 0])
         tokens = backbone.embed_tokens(gather_rows(values, mask.ids_keep))
         features = backbone(tokens, mask.ids_keep, prefix=prefix)
         z = gather_rows(self._decode(backbone, features, mask.ids_keep), mask.ids_mask)
-        draws = gather_rows(rearrange(numbers[:, 1:], "b (n d) -> b n d", d=each), mask.ids_mask)
+        draws = gather_rows(rearrange(numbers[:, 1 : 1 + num * each], "b (n d) -> b n d", n=num), mask.ids_mask)
         flat = [rearrange(part, "b m d -> (b m) d") for part in (gather_rows(values, mask.ids_mask), z, draws)]
         losses = rearrange(self.head.loss(*flat), "(b m) -> b m", b=len(values))
         return {"diffusion": losses.mean(1)}, features

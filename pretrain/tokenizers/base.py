@@ -34,6 +34,15 @@ class Tokenizer(nn.Module):
         (B, N * num_values), uniform in 0..1, draws tokens where they are sampled; None takes their mean."""
         raise NotImplementedError
 
+    def moments(self, images: Tensor) -> Tensor:
+        """What the tokens of images (B, C, H, W) uint8 are drawn from, where they are sampled: (B, N, 2 * num_values)
+        float32, their means and the logarithms of their variances."""
+        raise NotImplementedError(f"{type(self).__name__} samples no tokens")
+
+    def draw(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, num_values) float32 of `moments`, by noise as in `tokens`."""
+        raise NotImplementedError(f"{type(self).__name__} samples no tokens")
+
     def images(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Ids (B, N) or values (B, N, num_values) of all patches of grid as images (B, C, H, W) float32 in 0..1."""
         raise NotImplementedError

@@ -107,6 +107,18 @@ class FrozenTokenizer:
         return found if self._scale == 1 else found * self._scale
 
     @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """As `Tokenizer.moments`, where images are; without the scale."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._on(images.device).moments(images)
+
+    @torch.no_grad()
+    def draw(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """As `Tokenizer.draw`, times the scale."""
+        with torch.autocast(moments.device.type, enabled=False):
+            return self._on(moments.device).draw(moments, noise) * self._scale
+
+    @torch.no_grad()
     def images(self, tokens: Tensor, grid: Grid) -> Tensor:
         """As `Tokenizer.images`, where tokens are, which `tokens` has made or could have."""
         with torch.autocast(tokens.device.type, enabled=False):

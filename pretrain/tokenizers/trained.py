@@ -93,9 +93,11 @@ class ConvTokenizer(Backbone, Tokenizer):
 
     def quantise(self, images: Tensor, noise: Tensor | None = None) -> Quantised:
         """Images (B, C, H, W), uint8 or floats in -1..1, as tokens; noise as for `tokens`."""
+        return self.quantiser(self._latents(images), noise)
+
+    def _latents(self, images: Tensor) -> Tensor:
         pixels = images if images.is_floating_point() else images.float() / 127.5 - 1
-        latents = self._through(self.encoder, pixels)
-        return self.quantiser(rearrange(latents, "b c h w -> b (h w) c"), noise)
+        return rearrange(self._through(self.encoder, pixels), "b c h w -> b (h w) c")
 
     def decode(self, values: Tensor, grid: Grid) -> Tensor:
         """Values (B, N, num_values) of all patches of grid as images (B, C, H, W) float32, about 0..1."""
@@ -118,6 +120,15 @@ class ConvTokenizer(Backbone, Tokenizer):
         """Images (B, C, H, W) uint8 as ids (B, N) int64, or values (B, N, num_values) float32."""
         found = self.quantise(images, noise)
         return found.values if found.ids is None else found.ids
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Means and logarithms of variances of the tokens of images (B, C, H, W) uint8: (B, N, 2 * num_values) float32.
+        """
+        return self._latents(images).float()
+
+    def draw(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, num_values) float32 of `moments`."""
+        return self.quantiser(moments, noise).values
 
     def images(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Ids (B, N) or values (B, N, num_values) as images (B, C, H, W) float32 in 0..1."""

@@ -13,12 +13,15 @@ import webdataset as wds
 from PIL import Image
 
 from launch.cli import main
-from masking.mask import Grid
+from masking.mask import Grid, Mask
 from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import open_shards
+from pretrain.objectives.diffusion import DiffusionConfig
+from pretrain.objectives.mar import MARConfig
 from pretrain.tokenizers.base import Kind, Tokenizer
 from pretrain.tokenizers.frozen import TokenizerConfig, frozen_tokenizer
 from pretrain.tokenizers.stored import StoredTokens, store, stored_kind
+from pretrain.tokenizers.token_vit import TokenViTConfig
 from tests import chaos
 from tests.test_generation_runs import CASE, lines, settings, train
 from tests.zygote import shared
@@ -157,7 +160,7 @@ def test_what_the_shards_hold_is_asked_before_anything_runs(
     tmp_path: Path, pattern: str, tokenizer: tuple[str, Path], tokens: Path
 ) -> None:
     config, more = model(*tokenizer)
-    channels = 5 if tokenizer[0] == "fsq" else 1 + 4 * 8
+    channels = 5 if tokenizer[0] == "fsq" else 1 + 8 * 8
     stored = ("backbone.tokenizer.stored=true", f"data.in_chans={channels}", "data.image_size=8,8")
     other = tmp_path / "other"
     train(other, f"tokenizer_{tokenizer[0]}_cifar", pattern, "backbone.width=8", "backbone.blocks=1", "steps=1",
@@ -191,3 +194,28 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(
     source, found = open_shards(broken), open_shards(f"{out}/*.tar")
     kept = [source.key(0, place) for place in range(40) if source.key(0, place) != "000003"]
     assert [found.key(0, place) for place in range(39)] == kept
+
+
+def test_mar_draws_sampled_tokens_anew_by_numbers_of_their_own(tokenizer: tuple[str, Path]) -> None:
+    name, run_dir = tokenizer
+    if name == "fsq":
+        pytest.skip("codes are not sampled")
+    named = TokenizerConfig(str(run_dir), scale=2.0)
+    frozen, grid, rng = frozen_tokenizer(named), Grid(8, 8), torch.Generator().manual_seed(0)
+    config = TokenViTConfig(named, "tiny", num_prefix=2, width=48, depth=1, heads=4, dropout=0.0)
+    backbone = config.build(grid, 3, (0.5,) * 3, (0.25,) * 3)
+    head = DiffusionConfig(width=32, depth=1)
+    objective = MARConfig(decoder_depth=1, head=head).build(backbone)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    target = objective.target(images)
+    assert target.value is not None and target.value.shape == (2, 64, 16)
+    torch.testing.assert_close(frozen.draw(target.value), frozen.tokens(images))
+    noise = torch.rand(2, 64 * 8, generator=rng)
+    torch.testing.assert_close(frozen.draw(target.value, noise), frozen.tokens(images, noise))
+    total = MARConfig(decoder_depth=1, head=head).num_draws(config, grid)
+    assert total == 1 + 64 * (head.num_draws(8) + 8)
+    numbers, mask = torch.rand(2, total, generator=rng), Mask.cut(torch.rand(2, 64, generator=rng), 20)
+    seen = [objective(backbone, images, mask, target, given)[1].tokens for given in (numbers, numbers.clone())]
+    assert torch.equal(*seen)
+    numbers[:, -64 * 8 :] = torch.rand(2, 64 * 8, generator=rng)
+    assert not torch.equal(objective(backbone, images, mask, target, numbers)[1].tokens, seen[0])
