@@ -27,6 +27,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--num", type=int, default=64, help="images (default 64)")
     made.add_argument("--steps", type=int, default=16, help="decoding steps of an image (default 16)")
     made.add_argument("--recap", type=int, default=0, metavar="U", help="local steps behind each full one (default 0)")
+    made.add_argument("--joint", type=Path, metavar="RUN", help="a joint sampler, for local steps instead of ReCAP")
     made.add_argument("--full-first", type=int, default=0, metavar="P", help="full steps at the start (default 0)")
     made.add_argument("--schedule", default="cosine", help="what stays masked: cosine, arccos, linear, square, power")
     made.add_argument("--order", help="of decoding: confidence, random, halton (default: confidence; MAR: random)")
@@ -54,10 +55,13 @@ def generate(options: argparse.Namespace) -> None:
 
     from pretrain.generate.generate import Generator
     from pretrain.generate.generate import generate as make
+    from pretrain.generate.joint import Joint
     from pretrain.tracking.progress import Progress
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = Generator.of(options.run, options.weights, options.step, device)
+    if options.joint is not None:
+        generator = replace(generator, joint=Joint.of(options.joint, device=device))
     sampling = _sampling(options)
     sampling.check(generator.backbone, generator.objective, generator.num_positions)
     labels = _labels(options.classes, generator.backbone.classes, options.num)

@@ -20,7 +20,8 @@ from pretrain.objectives.pixel import PixelMAEConfig
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 _WITHOUT_A_RUN = {  # a tokenizer that is there before one is trained, and the side of its patches
-    "maskgit_cifar": ("palette", 4), "mage_cifar": ("palette", 4), "maskgit_in256": ("palette", 16),
+    "maskgit_cifar": ("palette", 4), "joint_maskgit_cifar": ("palette", 4), "mage_cifar": ("palette", 4),
+    "maskgit_in256": ("palette", 16),
     "mage_vitb16": ("palette", 16), "mar_base_in256": ("pixels", 16),
 }  # fmt: skip
 NO_FILE = {

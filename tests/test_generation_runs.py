@@ -123,6 +123,37 @@ def test_samples_are_drawn_as_training_goes_on_and_the_report_shows_them(runs: d
     assert html.count("images generated at step") == 3 and "<h2>Samples</h2>" in html
 
 
+def test_a_joint_sampler_is_trained_on_a_run_of_maskgit_and_takes_its_local_steps(
+    tmp_path: Path, pattern: str, tokenizer: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (f"backbone.tokenizer.path={tokenizer}", "backbone.classes=5", "backbone.width=32", "backbone.heads=4")
+    base = f"objective.base={runs['maskgit']}"
+    for world in (1, 2):
+        train(tmp_path / str(world), "joint_maskgit_cifar", pattern, *own, base, f"engine.zero_stage={1 + world}",
+              world=world)  # fmt: skip
+    alone, together = lines(tmp_path / "1"), lines(tmp_path / "2")
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-3)
+    assert alone[0]["loss"] == pytest.approx(alone[0]["marginal"]) and all(line["marginal"] > 0 for line in alone)
+    asked = ["generate", str(runs["maskgit"]), "--num", "4", "--steps", "6", "-o", str(tmp_path / "made")]
+    assert main([*asked, "--recap", "1", "--joint", str(tmp_path / "1")]) == 0
+    assert "3 full and 3 local passes, 4.50 in full ones" in capsys.readouterr().out
+    for more, words in (
+        (["--joint", str(tmp_path / "1")], "a joint sampler is for local steps, and there are none"),
+        (["--recap", "1", "--joint", str(runs["mage"])], "trained MAGE; --joint wants a run of"),
+        (["--recap", "1", "--joint", str(tmp_path / "1"), "--weights", "model"], "for another model, or other weights"),
+    ):
+        assert main([*asked, *more]) == 78
+        assert words in capsys.readouterr().err
+    for setting, words in (
+        (f"objective.base={runs['mage']}", "trained MAGEConfig; name a run that trained MaskGIT"),
+        (f"objective.base={tmp_path}/none", "is no run that can be read"),
+        ("backbone.classes=4", "has backbone.classes=5, and this run 4: give both the same"),
+    ):
+        more = settings(tmp_path / "no", pattern, *own, base, setting)
+        (refused,) = shared().run(CASE, 1, {"config": "joint_maskgit_cifar", "overrides": more})
+        assert refused.code == 78 and words in refused.output, refused.output[-1500:]
+
+
 def test_what_generates_nothing_is_not_asked_for_samples(tmp_path: Path, pattern: str) -> None:
     more = settings(tmp_path / "run", pattern, "tracking.samples_every=5")
     (refused,) = shared().run(CASE, 1, {"config": "mae_cifar", "overrides": more})

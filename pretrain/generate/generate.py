@@ -15,6 +15,7 @@ from masking.recap import decoding_counts
 from pretrain.data.settings import DataConfig
 from pretrain.engine.load import Loaded, load_backbone
 from pretrain.errors import ConfigError
+from pretrain.generate.joint import Joint
 from pretrain.generate.sampler import Given, sample
 from pretrain.generate.sampling import Sampling
 from pretrain.objectives.token_model import TokenModel
@@ -28,6 +29,7 @@ class Generator:
     backbone: TokenViT
     objective: TokenModel
     loaded: Loaded
+    joint: Joint | None = None  # what takes local steps in ReCAP's place
 
     @classmethod
     def of(cls, run_dir: Path, weights: str = "ema", step: int | None = None, device: str = "cpu") -> Generator:
@@ -92,7 +94,9 @@ def generate(
         told = None if labels is None else labels[rows]
         numbers = torch.arange(first + rows.start, first + rows.stop)
         began = _now(device)
-        found = sample(generator.backbone, generator.objective, sampling, numbers, told, part, on_step)
+        found = sample(
+            generator.backbone, generator.objective, sampling, numbers, told, part, on_step, generator.joint
+        )
         seconds += _now(device) - began
         images.append(generator.images(found).cpu())
         tokens.append(found.cpu())
@@ -105,11 +109,16 @@ def generate(
 
 
 def _passes(generator: Generator, sampling: Sampling, num_unknown: int) -> dict[str, Any]:
-    """How many passes an image takes, and what they cost in full ones by ReCAP's formula."""
+    """How many passes an image takes, and what they cost in full ones by ReCAP's formula, or by the blocks of a joint
+    sampler."""
     counts = decoding_counts(num_unknown, sampling.plan.steps, sampling.decay)
     full = len(sampling.plan.groups(counts))
     if sampling.refresh:
         return {"full_passes": len(counts), "local_passes": 0, "cost_in_full_passes": float(len(counts))}
+    if generator.joint is not None:
+        share = len(generator.joint.backbone.blocks) / len(generator.backbone.blocks)
+        cost = full + (len(counts) - full) * share
+        return {"full_passes": full, "local_passes": len(counts) - full, "cost_in_full_passes": round(cost, 3)}
     num_given = generator.num_positions - num_unknown
     cost = sampling.plan.cost(
         counts, generator.backbone.num_prefix, num_given, keeps_extra=sampling.cache_buffer

@@ -1,4 +1,5 @@
-"""One sampler for MaskGIT, MAGE and MAR: full steps choose positions, local ones (ReCAP) go on with what they left.
+"""One sampler for MaskGIT, MAGE and MAR: full steps choose positions, local ones (ReCAP, or a trained joint sampler) go
+on with what they left.
 
 A group is a full pass over everything, which chooses all positions that the group decodes and draws the first of them,
 then local passes over these positions alone. Without local steps a group is one step, and this is the ordinary sampler.
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from masking.draw import Noise, named_noise
 from masking.recap import decoding_counts, halton_order
+from pretrain.errors import ConfigError
 from pretrain.generate.drawing import Codes, Drawing, Values
+from pretrain.generate.joint import Joint
 from pretrain.generate.sampling import Sampling
 from pretrain.objectives.mar import MAR
+from pretrain.objectives.maskgit import MaskGIT
 from pretrain.objectives.token_model import Canvas, Memory, TokenModel
 from pretrain.tokenizers.token_vit import TokenViT
 
@@ -38,20 +42,25 @@ def sample(
     labels: Tensor | None = None,
     given: Given | None = None,
     on_step: Callable[[int], None] | None = None,
+    joint: Joint | None = None,
 ) -> Tensor:
     """Tokens of images numbered images (B,) int64 on the CPU, (B, N) int64 or (B, N, num_values) float32: each a
     function of the weights, the settings, its number and its label, whatever is generated beside it.
 
-    labels (B,) int64 tell classes, -1 none. on_step is told the number of each step that is done. Raises
-    ConfigError."""
+    labels (B,) int64 tell classes, -1 none. on_step is told the number of each step that is done. joint, where there is
+    one, takes local steps in ReCAP's place. Raises ConfigError."""
     device = backbone.pos_embed.device
     canvas = _blank(backbone, images, labels, given, device)
     num_unknown = int((~canvas.known[0]).sum())
     sampling.check(backbone, objective, num_unknown)
+    if joint is not None:
+        if not sampling.plan.local or sampling.refresh:
+            raise ConfigError("a joint sampler is for local steps, and there are none; set local=1 or more")
+        joint.check(backbone, objective)
     noise = named_noise(images, sampling.seed, "generate", device=device)
     counts = decoding_counts(num_unknown, sampling.plan.steps, sampling.decay)
     groups = sampling.plan.groups(counts)
-    decoder = _Decoder(backbone, objective, sampling, noise)
+    decoder = _Decoder(backbone, objective, sampling, noise, joint)
     step = 0
     for number, group in enumerate(groups):
         coldness = (number + 1) / len(groups)
@@ -65,7 +74,10 @@ def sample(
 class _Decoder:
     """Groups of steps on one canvas."""
 
-    def __init__(self, backbone: TokenViT, objective: TokenModel, sampling: Sampling, noise: Noise) -> None:
+    def __init__(
+        self, backbone: TokenViT, objective: TokenModel, sampling: Sampling, noise: Noise, joint: Joint | None = None
+    ) -> None:
+        self.joint, self.features = joint, torch.empty(0)  # what the last full pass left for it
         self.backbone, self.objective, self.sampling, self.noise = backbone, objective, sampling, noise
         self.codes = None if isinstance(objective, MAR) else Codes(sampling, noise)
         self.drawing: Drawing
@@ -79,9 +91,9 @@ class _Decoder:
     def decode(self, canvas: Canvas, group: tuple[int, ...], step: int, coldness: float) -> Iterator[None]:
         """Decodes group's positions on canvas, in place, and yields after each of its steps."""
         num_targets, num_unknown = sum(group), int((~canvas.known[0]).sum())
-        keeps = len(group) > 1 and not self.sampling.refresh
+        keeps = len(group) > 1 and not self.sampling.refresh and self.joint is None
         memory = Memory(keeps_prefix=self.sampling.cache_buffer) if keeps else None
-        said = self.objective.look(self.backbone, self._doubled(canvas), memory, num_targets)
+        said = self._look(self._doubled(canvas), memory, num_targets)
         first_guidance = self._guidance(step, num_unknown - group[0], canvas)
         ids, targets = self._choose(said, canvas.known, num_targets, step, coldness, first_guidance)
         said = _rows(said, self._paired(targets))
@@ -100,9 +112,20 @@ class _Decoder:
             begin += count
             yield
 
+    def _look(self, asked: Canvas, memory: Memory | None, num_targets: int) -> Tensor:
+        """A full pass."""
+        if self.joint is None:
+            return self.objective.look(self.backbone, asked, memory, num_targets)
+        assert isinstance(self.objective, MaskGIT)  # Joint.check
+        self.features = self.objective.features(self.backbone, asked.tokens, asked.prefix)
+        return self.objective.logits(self.backbone, self.features)
+
     def _again(self, canvas: Canvas, targets: Tensor, num_filled: int, memory: Memory | None) -> Tensor:
-        """What is said of the targets once the first of them are filled: by a local pass, or a full one."""
+        """What is said of the targets once the first of them are filled: by a local pass, the joint sampler, or a full
+        pass."""
         asked, paired = self._doubled(canvas), self._paired(targets)
+        if self.joint is not None:
+            return self.joint.look_again(self.features, asked, paired, num_filled)
         if memory is None:
             return _rows(self.objective.look(self.backbone, asked, None), paired)
         return self.objective.look_again(self.backbone, asked, memory, paired, num_filled)

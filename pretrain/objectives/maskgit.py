@@ -103,7 +103,7 @@ class MaskGIT(TokenModel):
             torch.where(hidden, backbone.mask_id, seen), ~hidden, told(backbone, target, numbers[:, 1])
         )
         features = backbone(backbone.embed_tokens(canvas.tokens), prefix=canvas.prefix)
-        logits = self.head(features.tokens, backbone.token_embed, backbone.num_codes)
+        logits = self.logits(backbone, features.tokens)
         each = token_losses(logits, ids, config.label_smoothing)
         losses = {"token": mean_where(each, hidden)}
         if config.replace_ratio:
@@ -114,9 +114,12 @@ class MaskGIT(TokenModel):
     @torch.no_grad()
     def look(self, backbone: TokenViT, canvas: Canvas, memory: Memory | None, num_targets: int = 0) -> Tensor:
         """Logits (B, N, K) float32 of every position."""
+        return self.logits(backbone, self.features(backbone, canvas.tokens, canvas.prefix, memory))
+
+    def features(self, backbone: TokenViT, ids: Tensor, prefix: Tensor, memory: Memory | None = None) -> Tensor:
+        """What the head reads of every position, (B, N, D), in a full pass over ids (B, N)."""
         kept = None if memory is None else memory.encoder.record()
-        features = backbone(backbone.embed_tokens(canvas.tokens), prefix=canvas.prefix, memory=kept)
-        return self._logits(backbone, features)
+        return backbone(backbone.embed_tokens(ids), prefix=prefix, memory=kept).tokens
 
     @torch.no_grad()
     def look_again(
@@ -125,11 +128,12 @@ class MaskGIT(TokenModel):
         """Logits (B, n, K) float32 of the targets, the class token being asked anew with them."""
         kept = memory.encoder.refresh(backbone.slots(targets))
         tokens = backbone.embed_tokens(canvas.tokens.gather(1, targets))
-        return self._logits(backbone, backbone(tokens, targets, prefix=canvas.prefix, memory=kept))
+        return self.logits(backbone, backbone(tokens, targets, prefix=canvas.prefix, memory=kept).tokens)
 
-    def _logits(self, backbone: TokenViT, features: Features) -> Tensor:
+    def logits(self, backbone: TokenViT, features: Tensor) -> Tensor:
+        """(B, n, K) float32 of features (B, n, D)."""
         assert backbone.num_codes is not None
-        logits: Tensor = self.head(features.tokens, backbone.token_embed, backbone.num_codes)
+        logits: Tensor = self.head(features, backbone.token_embed, backbone.num_codes)
         return logits
 
     def _num_draws(self, backbone: TokenViT) -> int:

@@ -108,7 +108,7 @@ class TokenViT(Backbone):
         self, config: TokenViTConfig, grid: Grid, in_chans: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        kind = config.tokenizer.kind(in_chans)
+        self.config, kind = config, config.tokenizer.kind(in_chans)
         self.width, depth, heads = config.dimensions()
         self.grid, self.patch_size, self.in_chans = grid, kind.patch_size, in_chans
         self.mean, self.std = tuple(mean), tuple(std)

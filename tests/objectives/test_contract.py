@@ -38,8 +38,9 @@ CODES, VALUES = (
 )
 ENCODERS = {None: VIT, "class_token": VIT, "questions": ILLAMA, "prefix": PREFIX, "tokenizer": CONV, "codes": CODES,
             "values": VALUES}  # fmt: skip
-# Backward is less than twice forward: MAGE's tied table gets no gradient, nor does what goes into a diffusion head.
-LEAST = {"MAGEConfig": 0.95, "MARConfig": 0.98}
+# Backward is less than twice forward: MAGE's tied table gets no gradient, nor does what goes into a diffusion head, nor
+# the head of another that a joint sampler ends in.
+LEAST = {"MAGEConfig": 0.95, "MARConfig": 0.98, "JointSamplerConfig": 0.84}
 UNUSED = {"NextPatchConfig": {"backbone.cls_token"}}  # behind all patches, and nothing in the loss asks it
 
 
