@@ -96,8 +96,9 @@ def measure(
 ) -> None:
     """Adds to line what it makes with one seed."""
     sampling = Sampling(
-        line.plan, choice_temperature=options.choice_temperature, diffusion_steps=options.diffusion_steps, seed=seed
-    )
+        line.plan, order=options.order, choice_temperature=options.choice_temperature,
+        diffusion_steps=options.diffusion_steps, seed=seed,
+    )  # fmt: skip
     classes = generator.backbone.classes
     labels = None if classes is None else torch.arange(options.num) % classes
     made = generate(generator, sampling, options.num, labels=labels, batch_size=options.batch_size)
@@ -178,7 +179,7 @@ def _row(line: Line) -> dict[str, Any]:
 
 def _write(result: dict[str, Any], lines: list[Line], options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"generation-{result['run']['name']}"
+    name = f"generation-{result['run']['name']}" + (f"-{options.order}" if options.order else "")
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     text = _table(result)
     (options.out / f"{name}.md").write_text(text)
@@ -186,6 +187,7 @@ def _write(result: dict[str, Any], lines: list[Line], options: argparse.Namespac
     for line in lines:
         curves.setdefault(line.name, []).append((line.cost, line.mean("fid")))
     title = f"{result['run']['name']}, step {result['run']['step']}: quality and what it costs"
+    title += f", {options.order} order" if options.order else ""
     draw_curve(curves, options.out / f"{name}.png", "all passes, in full ones", result["space"], title, log_x=True)
     print(text)
 
@@ -243,6 +245,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=1000, help="images of each seed (default 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="(default 3)")
     parser.add_argument("--batch-size", type=int, default=100, help="images at once (default 100)")
+    parser.add_argument("--order", choices=["confidence", "random", "halton"], help="(default: the model's usual one)")
     parser.add_argument("--choice-temperature", type=float, default=4.5, help="(default 4.5)")
     parser.add_argument("--diffusion-steps", type=int, default=100, help="of MAR's head (default 100)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
