@@ -5,7 +5,8 @@ Command:   lacuna train configs/tokenizer_fsq_cifar.py data.train='shards/*.tar'
            lacuna evaluate runs/mage_cifar --data 'val/*.tar' --untrained
            lacuna generate runs/mage_cifar --num 64 --steps 20 --choice-temperature 6
 Hardware:  any GPU; on a CPU make it smaller, as docs/generate.md does
-Expected:  EXPECTED
+Expected:  not trained at this size. Seen at width 192, 6 + 2 blocks and 1,800 steps of 64 images: a linear probe of 39.6 %,
+           22.9 % before training (4,000 images to learn from; kNN on pixels 37.8 %)
 """
 
 from masking.ratio import TruncatedNormalRatio

