@@ -40,6 +40,12 @@ class FrozenBase:
             backbone, objective = self._on(ids.device)
             return objective.features(backbone, ids, prefix)
 
+    @torch.no_grad()
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """The base's own vectors (B, N, D) float32 for ids (B, N) int64."""
+        backbone, _ = self._on(ids.device)
+        return backbone.embed_tokens(ids)
+
     def logits(self, features: Tensor) -> Tensor:
         """(B, N, K) float32, with a gradient to features (B, N, D)."""
         with torch.autocast(features.device.type, enabled=False):

@@ -25,6 +25,8 @@ from pretrain.objectives.token_model import drawn, head_flops, mean_where
 from pretrain.tokenizers.token_vit import TokenViT
 from pretrain.types import Features, Labels, Losses, Target
 
+_EMBEDDED = 0.02  # deviation of embeddings as they begin
+
 
 @dataclass(frozen=True)
 class JointSamplerConfig:
@@ -55,7 +57,7 @@ class JointSamplerConfig:
     def forward_flops(self, sizes: Sizes) -> float:
         """FLOPs of one image's forward through what is trained, and through the base's head behind it."""
         width, _ = base_size(self.base, sizes.width)
-        ways = 2 * sizes.num_patches * 2 * width * sizes.width
+        ways = 3 * sizes.num_patches * 2 * width * sizes.width
         return sizes.encoder_flops(sizes.num_patches) + ways + head_flops(sizes.num_patches, width, sizes.num_codes)
 
     def target_flops(self, sizes: Sizes) -> float:
@@ -79,7 +81,7 @@ class JointSampler(Objective):
             config.base, config.weights or "ema", backbone.config, backbone.grid, backbone.in_chans
         )  # no module: it is never trained, saved or cast
         width = self.base.backbone.width
-        self.enter = nn.Linear(width, backbone.width)
+        self.enter, self.reveal = nn.Linear(width, backbone.width), nn.Linear(width, backbone.width)
         self.leave = nn.Linear(backbone.width, width)
         initialize(self)
         nn.init.zeros_(self.leave.weight)
@@ -129,8 +131,10 @@ class JointSampler(Objective):
     def _look(
         self, backbone: TokenViT, known: Tensor, ids: Tensor, revealed: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Features]:
-        seen = backbone.embed_tokens(torch.where(revealed, ids, backbone.mask_id))
-        entered = self.enter(known.to(self.enter.weight.dtype)) + torch.where(revealed[..., None], seen, 0)
+        dtype = self.enter.weight.dtype
+        seen = self.base.embeddings(ids) / _EMBEDDED  # about as large as the features, which a norm has left
+        seen = torch.where(revealed[..., None], self.reveal(seen.to(dtype)), 0)
+        entered = self.enter(known.to(dtype)) + seen
         features = backbone(entered, prefix=backbone.prefix_ids(labels, len(ids), ids.device))
         return self.base.logits(known + self.leave(features.tokens).float()), features
 

@@ -30,7 +30,8 @@ def built(*, fresh=True, classes=None, class_drop=0.0, seed=0):
     block = config.build(GRID, 3, (), ())
     student = JointSamplerConfig().build(block)
     student.base = FrozenBase(backbone, objective)
-    student.enter, student.leave = torch.nn.Linear(48, 32), torch.nn.Linear(32, 48)
+    student.enter, student.reveal = torch.nn.Linear(48, 32), torch.nn.Linear(48, 32)
+    student.leave = torch.nn.Linear(32, 48)
     torch.nn.init.zeros_(student.leave.weight)
     torch.nn.init.zeros_(student.leave.bias)
     if not fresh:
