@@ -3,9 +3,10 @@
     python benchmarks/generation.py runs/maskgit_cifar --space runs/vit_cifar_supervised --real 'val/*.tar'
 
 Every sampler makes the same images: number, seed and class alike. The ordinary one takes T steps, and as many as ReCAP
-takes full ones, F; ReCAP takes T of which F are full (u = 1; P = 0, and P = T / 2). The gap is what quality F steps
-lack beside T, and the goal is that local steps recover half of it, by the distance between features. Where more steps
-are no better there is no gap to recover. Figures are means over seeds, with the least and the greatest.
+takes full ones, F; ReCAP, and a joint sampler where one is given, takes T of which F are full (u = 1; P = 0, and
+P = T / 2). The gap is what quality F steps lack beside T, and the goal is that local steps recover half of it, by the
+distance between features. Where more steps are no better there is no gap to recover. Figures are means over seeds, with
+the least and the greatest.
 
 Writes generation-NAME.json, .md and .png to --out, NAME being the run's: the picture has quality over the arithmetic of
 all passes. With 3 x 1,000 images of a small model half an hour on one thread of a CPU."""
@@ -16,7 +17,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from pretrain.evaluation.features import Extracted  # noqa: E402
 from pretrain.generate.curve import draw_curve  # noqa: E402
 from pretrain.generate.feature_space import FeatureSpace, own_space  # noqa: E402
 from pretrain.generate.generate import Generated, Generator, generate  # noqa: E402
+from pretrain.generate.joint import Joint  # noqa: E402
 from pretrain.generate.likelihood import token_nll  # noqa: E402
 from pretrain.generate.sampling import Sampling  # noqa: E402
 from pretrain.generate.score import score  # noqa: E402
@@ -50,6 +52,7 @@ class Line:
 
     plan: Plan
     name: str  # of its curve
+    joint: Joint | None = None  # what takes local steps in ReCAP's place
     full: int = 0
     cost: float = 0.0  # of all passes, in full ones
     seconds: list[float] = field(default_factory=list)  # an image
@@ -66,7 +69,8 @@ def main() -> int:
     generator = Generator.of(options.run, device=options.device)
     space = own_space(options.space, device=options.device)
     real = _real(generator, space, options)
-    lines = _lines(options.steps, generator.num_positions)
+    joint = None if options.joint is None else Joint.of(options.joint, device=options.device)
+    lines = _lines(options.steps, generator.num_positions, joint)
     with Progress(len(lines) * options.seeds * options.num, "images", "generating") as progress:
         for line in lines:
             for seed in range(options.seeds):
@@ -101,6 +105,7 @@ def measure(
     )  # fmt: skip
     classes = generator.backbone.classes
     labels = None if classes is None else torch.arange(options.num) % classes
+    generator = replace(generator, joint=line.joint)
     made = generate(generator, sampling, options.num, labels=labels, batch_size=options.batch_size)
     line.full, line.cost = made.facts["full_passes"], made.facts["cost_in_full_passes"]
     line.seconds.append(made.facts["seconds_per_image"])
@@ -117,11 +122,13 @@ def _likelihood(generator: Generator, made: Generated, batch_size: int) -> dict[
     return {"nll": float(found.mean())}
 
 
-def _lines(steps: list[int], num_positions: int) -> list[Line]:
-    """The ordinary sampler of all numbers of steps that are compared, and ReCAP's plans."""
+def _lines(steps: list[int], num_positions: int, joint: Joint | None) -> list[Line]:
+    """The ordinary sampler of all numbers of steps that are compared, ReCAP's plans, and the joint sampler's."""
     recap = [Line(Plan(count, first, 1), f"ReCAP, u=1, {name}") for count in steps
              for first, name in ((0, "P=0"), (count // 2, "P=T/2"))]  # fmt: skip
     base = {*steps, *(_full(line.plan, num_positions) for line in recap)}
+    if joint is not None:
+        recap += [Line(line.plan, line.name.replace("ReCAP", "joint sampler"), joint) for line in recap]
     return [*(Line(Plan(count), "every step full") for count in sorted(base)), *recap]
 
 
@@ -160,7 +167,8 @@ def _recovered(line: Line, lines: list[Line]) -> dict[str, Any]:
     gap = base[line.full] - base[line.plan.steps]
     won = base[line.full] - line.mean("fid")
     return {
-        "T": line.plan.steps, "P": line.plan.full_first, "full": line.full, "fid_of_T": base[line.plan.steps],
+        "sampler": line.name.partition(",")[0], "T": line.plan.steps, "P": line.plan.full_first, "full": line.full,
+        "fid_of_T": base[line.plan.steps],
         "fid_of_full": base[line.full], "fid_of_recap": line.mean("fid"), "gap": gap,
         "share": won / gap if gap > 0 else None,
     }  # fmt: skip
@@ -174,7 +182,8 @@ def _row(line: Line) -> dict[str, Any]:
     }  # fmt: skip
     plan = {"T": line.plan.steps, "P": line.plan.full_first, "u": line.plan.local}
     seconds = statistics.median(line.seconds)
-    return {"plan": plan, "full": line.full, "cost": line.cost, "seconds_per_image": seconds, **figures}
+    known = {"name": line.name, "plan": plan, "full": line.full, "cost": line.cost, "seconds_per_image": seconds}
+    return {**known, **figures}
 
 
 def _write(result: dict[str, Any], lines: list[Line], options: argparse.Namespace) -> None:
@@ -202,19 +211,19 @@ def _table(result: dict[str, Any]) -> str:
         f"{result['seeds']} x {result['images']} images, the same of every sampler, against {result['real_images']} "
         f"real ones; {result['space']}; means over seeds, and from the least to the greatest.",
         "",
-        f"| T | P | u | full passes | cost | {' | '.join(figures)} | ms an image |",
-        "|---" * (6 + len(figures)) + "|",
+        f"| sampler | T | P | u | full passes | cost | {' | '.join(figures)} | ms an image |",
+        "|---" * (7 + len(figures)) + "|",
     ]
     for row in result["lines"]:
         plan = row["plan"]
         cells = [f"{row[name]['mean']:.4g} ({row[name]['low']:.4g} to {row[name]['high']:.4g})" for name in figures]
-        lines.append(f"| {plan['T']} | {plan['P']} | {plan['u']} | {row['full']} | {row['cost']:.2f} | "
-                     f"{' | '.join(cells)} | {1000 * row['seconds_per_image']:.1f} |")  # fmt: skip
-    lines += ["", "| ReCAP | distance of T full steps | of as many as it takes | its own | of the gap recovered |",
+        what = [row["name"].partition(",")[0], plan["T"], plan["P"], plan["u"], row["full"], f"{row['cost']:.2f}"]
+        lines.append(f"| {' | '.join(map(str, [*what, *cells]))} | {1000 * row['seconds_per_image']:.1f} |")
+    lines += ["", "| sampler | distance of T full steps | of as many as it takes | its own | of the gap recovered |",
               "|---|---|---|---|---|"]  # fmt: skip
     lines += [
-        f"| T={row['T']}, P={row['P']}, u=1 | {row['fid_of_T']:.4g} | {row['fid_of_full']:.4g} ({row['full']}) | "
-        f"{row['fid_of_recap']:.4g} | {_percent(row['share'])} |"
+        f"| {row['sampler']}, T={row['T']}, P={row['P']}, u=1 | {row['fid_of_T']:.4g} | "
+        f"{row['fid_of_full']:.4g} ({row['full']}) | {row['fid_of_recap']:.4g} | {_percent(row['share'])} |"
         for row in result["recovered"]
     ]
     if result["fit"]:
@@ -225,7 +234,8 @@ def _table(result: dict[str, Any]) -> str:
 
 def _command(arguments: list[str]) -> str:
     """As it was given, the files of this machine left out."""
-    told, files = ["python", "benchmarks/generation.py"], {"--space": "RUN", "--real": "SHARDS", "--out": "FOLDER"}
+    told, files = ["python", "benchmarks/generation.py"], {"--space": "RUN", "--joint": "RUN"}
+    files |= {"--real": "SHARDS", "--out": "FOLDER"}
     for before, text in zip(["run", *arguments], arguments):
         told.append("RUN" if before == "run" else files.get(before, text))
     return " ".join(told)
@@ -239,6 +249,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of MaskGIT, MAGE or MAR")
     parser.add_argument("--space", type=Path, required=True, help="a run whose encoder's features are compared")
+    parser.add_argument("--joint", type=Path, help="a joint sampler of that run, to be compared as well")
     parser.add_argument("--real", required=True, help="shards of real images")
     parser.add_argument("--max-real", type=int, help="use so many of them at most")
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="T (default 8 16)")
