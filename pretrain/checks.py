@@ -11,6 +11,9 @@ from pretrain.config import Config, flatten
 from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
 from pretrain.objectives.base import NeedsNoneVisible, ObjectiveConfig, Taught
+from pretrain.objectives.mage import MAGEConfig
+from pretrain.objectives.mar import MARConfig
+from pretrain.objectives.maskgit import MaskGITConfig
 from pretrain.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -74,6 +77,9 @@ _RANGES: dict[str, Range] = {
 }
 
 
+_GENERATING = (MaskGITConfig, MAGEConfig, MARConfig)
+
+
 def check(config: Config, world_size: int = 1) -> None:
     """Raises ConfigError for the first setting, or combination, that cannot be meant on world_size processes."""
     check_ranges(flatten(config), _RANGES)
@@ -127,7 +133,7 @@ def _check_pair(config: Config) -> None:
                 f"backbone=TokenViTConfig reads tokens, and objective={type(config.objective).__name__} predicts "
                 "pixels or classes of images; use MaskGITConfig, MAGEConfig or MARConfig"
             )
-    elif config.tracking.samples_every is not None:
+    if config.tracking.samples_every is not None and not isinstance(config.objective, _GENERATING):
         raise ConfigError(
             f"tracking.samples_every={config.tracking.samples_every}: only MaskGIT, MAGE and MAR generate images, and "
             f"objective is {type(config.objective).__name__}; set it to none"
@@ -162,15 +168,16 @@ def _check_stored(config: Config) -> None:
     """Tokens are read as they were written: only mirrored."""
     data, tracking = config.data, config.tracking
     wanted = (
-        ("data.crop_scale", data.crop_scale, (1.0, 1.0)), ("data.crop_aspect", data.crop_aspect, (1.0, 1.0)),
-        ("data.rand_augment", data.rand_augment, None), ("data.erase_prob", data.erase_prob, 0.0),
-        ("tracking.panels_every", tracking.panels_every, None),
-    )  # fmt: skip
-    for name, value, only in wanted:
+        ("data.crop_scale", data.crop_scale, (1.0, 1.0), "1,1"),
+        ("data.crop_aspect", data.crop_aspect, (1.0, 1.0), "1,1"),
+        ("data.rand_augment", data.rand_augment, None, "none"),
+        ("data.erase_prob", data.erase_prob, 0.0, "0"),
+        ("tracking.panels_every", tracking.panels_every, None, "none"),
+    )
+    for name, value, only, text in wanted:
         if value != only:
             raise ConfigError(
-                f"backbone.tokenizer.stored=true reads tokens, and {name}={value} is for images; set {name}="
-                f"{'1,1' if only == (1.0, 1.0) else 'none' if only is None else '0'}"
+                f"backbone.tokenizer.stored=true reads tokens, and {name}={value} is for images; set {name}={text}"
             )
     if data.image_size[0] != data.image_size[1]:
         raise ConfigError(

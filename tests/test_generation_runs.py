@@ -156,9 +156,11 @@ def test_a_joint_sampler_is_trained_on_a_run_of_maskgit_and_takes_its_local_step
 
 def test_what_generates_nothing_is_not_asked_for_samples(tmp_path: Path, pattern: str) -> None:
     more = settings(tmp_path / "run", pattern, "tracking.samples_every=5")
-    (refused,) = shared().run(CASE, 1, {"config": "mae_cifar", "overrides": more})
-    assert refused.code == 78
-    assert "only MaskGIT, MAGE and MAR generate images, and objective is PixelMAEConfig; set it" in refused.output
+    for config, name in (("mae_cifar", "PixelMAEConfig"), ("joint_maskgit_cifar", "JointSamplerConfig")):
+        own = [] if name == "PixelMAEConfig" else ["backbone.tokenizer.path=palette", "backbone.tokenizer.patch_size=4"]
+        (refused,) = shared().run(CASE, 1, {"config": config, "overrides": [*more, *own]})
+        assert refused.code == 78
+        assert f"only MaskGIT, MAGE and MAR generate images, and objective is {name}; set it" in refused.output
 
 
 @pytest.mark.parametrize("family", SMALL)
