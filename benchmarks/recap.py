@@ -137,7 +137,7 @@ def measure(
 
 
 def build(family: str, size: str) -> tuple[TokenViT, TokenModel]:
-    """A class-conditional model of 256 tokens: 1024 codes or so (palette has 512), or 16 values; fresh weights."""
+    """A class-conditional model of 256 tokens: the palette's 512 codes, or 12 values; fresh weights."""
     torch.manual_seed(0)
     tokenizer = TokenizerConfig("pixels" if family == "mar" else "palette", patch_size=2 if family == "mar" else 16)
     classes = None if family == "mage" else 1000

@@ -72,7 +72,7 @@ def tokenize(
     grid = Grid(image_size[0] // kind.patch_size, image_size[1] // kind.patch_size)
     _check(tokenizer, image_size, grid)
     about = {
-        "tokenizer": tokenizer.digest(), "images": shards.fingerprint, "image_size": list(image_size),
+        "tokenizer": tokenizer.digest, "images": shards.fingerprint, "image_size": list(image_size),
         "grid": [grid.height, grid.width], "channels": stored_kind(kind).in_chans,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def check_tokens(data: DataConfig, shards: ShardSet, tokenizer: FrozenTokenizer 
                 f"{folder} holds tokens, and no images; set backbone.tokenizer.stored=true and its path, or name "
                 "shards of images"
             )
-        if about["tokenizer"] != tokenizer.digest():
+        if about["tokenizer"] != tokenizer.digest:
             raise ConfigError(
                 f"{folder} holds tokens of another tokenizer, or of other weights of it, than backbone.tokenizer.path "
                 "names; name the one that wrote them, or write them anew with lacuna tokenize"

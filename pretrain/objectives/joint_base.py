@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masking.mask import Grid
 from pretrain.config_json import from_json
@@ -54,7 +54,8 @@ class FrozenBase:
 
     def is_of(self, backbone: TokenViT, objective: MaskGIT) -> bool:
         """Whether these are the weights of that model."""
-        ours, theirs = (_state(*pair) for pair in ((self.backbone, self.objective), (backbone, objective)))
+        pairs = ((self.backbone, self.objective), (backbone, objective))
+        ours, theirs = (_both(*pair).state_dict() for pair in pairs)
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name].cpu()) for name in ours)
 
     def _on(self, device: torch.device) -> tuple[TokenViT, MaskGIT]:
@@ -118,14 +119,12 @@ def _read(path: str, weights: str) -> FrozenBase:
         backbone = config.build(Grid(height, width), int(data["in_chans"]), (), ())
         objective = settings.build(backbone)
     try:
-        state = read_newest(Path(path), weights).state
-        for part, module in (("backbone.", backbone), ("objective.", objective)):
-            module.load_state_dict({n.removeprefix(part): x for n, x in state.items() if n.startswith(part)})
+        _both(backbone, objective).load_state_dict(read_newest(Path(path), weights).state)
     except (CheckpointError, RuntimeError) as error:
         raise ConfigError(f"{_HERE}={path}: {' '.join(str(error).split())[:400]}") from error
     return FrozenBase(backbone, objective)
 
 
-def _state(backbone: TokenViT, objective: MaskGIT) -> dict[str, Tensor]:
-    parts = (("backbone", backbone), ("objective", objective))
-    return {f"{name}.{key}": value for name, module in parts for key, value in module.state_dict().items()}
+def _both(backbone: TokenViT, objective: MaskGIT) -> nn.ModuleDict:
+    """As one module, with the names that a checkpoint has."""
+    return nn.ModuleDict({"backbone": backbone, "objective": objective})

@@ -21,7 +21,7 @@ from pretrain.backbones.layers import initialize
 from pretrain.objectives.base import Objective
 from pretrain.objectives.joint_base import RANDOM, base_of, base_size
 from pretrain.objectives.maskgit import hidden_by
-from pretrain.objectives.token_model import drawn, head_flops, mean_where
+from pretrain.objectives.token_model import drawn, head_flops, mean_where, told_labels
 from pretrain.tokenizers.token_vit import TokenViT
 from pretrain.types import Features, Labels, Losses, Target
 
@@ -77,9 +77,8 @@ class JointSampler(Objective):
         assert isinstance(backbone, TokenViT)  # checks.py
         self.checkpointing = False  # there is no decoder; the backbone has its own
         self.config, self.tokenizer = config, backbone.tokenizer
-        self.base = base_of(
-            config.base, config.weights or "ema", backbone.config, backbone.grid, backbone.in_chans
-        )  # no module: it is never trained, saved or cast
+        # No module: it is never trained, saved or cast.
+        self.base = base_of(config.base, config.weights or "ema", backbone.config, backbone.grid, backbone.in_chans)
         width = self.base.backbone.width
         self.enter, self.reveal = nn.Linear(width, backbone.width), nn.Linear(width, backbone.width)
         self.leave = nn.Linear(backbone.width, width)
@@ -106,9 +105,7 @@ class JointSampler(Objective):
         numbers = drawn(rng, len(ids), 3 + ids.shape[1], ids.device)
         hidden = hidden_by(numbers[:, 0], numbers[:, 3:], "cosine")
         revealed = hidden & (numbers[:, 3:].argsort(1).argsort(1) < _num_revealed(hidden, numbers[:, 2])[:, None])
-        labels = None if target.labels is None else target.labels.first
-        if labels is not None and backbone.class_drop:
-            labels = torch.where(numbers[:, 1] < backbone.class_drop, -1, labels)
+        labels = told_labels(backbone, target, numbers[:, 1])
         before = torch.where(hidden, self.base.backbone.mask_id, ids)
         prefix = self.base.backbone.prefix_ids(labels, len(ids), ids.device)
         known = self.base.features(before, prefix)

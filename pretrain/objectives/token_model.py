@@ -103,10 +103,15 @@ def drawn(rng: torch.Generator | Tensor | None, batch: int, num: int, device: to
 
 def told(backbone: TokenViT, target: Target, numbers: Tensor) -> Tensor:
     """Rows of the prefix, (B,), for the labels of target, where numbers (B,) in [0, 1) do not drop the class."""
+    return backbone.prefix_ids(told_labels(backbone, target, numbers), len(numbers), numbers.device)
+
+
+def told_labels(backbone: TokenViT, target: Target, numbers: Tensor) -> Tensor | None:
+    """The labels of target, (B,), -1 where numbers (B,) in [0, 1) drop the class; None where there are none."""
     labels = None if target.labels is None else target.labels.first
     if labels is not None and backbone.class_drop:
         labels = torch.where(numbers < backbone.class_drop, -1, labels)
-    return backbone.prefix_ids(labels, len(numbers), numbers.device)
+    return labels
 
 
 def replaced(ids: Tensor, visible: Tensor, ratio: float, numbers: Tensor, num_codes: int) -> Tensor:

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +124,7 @@ class FrozenTokenizer:
         with torch.autocast(tokens.device.type, enabled=False):
             return self._on(tokens.device).images(tokens if self._scale == 1 else tokens.float() / self._scale, grid)
 
+    @cached_property
     def digest(self) -> str:
         """Which weights it has, as a hash of them all: who reads stored tokens needs the very tokenizer of these."""
         found = hashlib.sha256()
