@@ -1,5 +1,5 @@
-"""A tokenizer for images of 32 x 32 pixels such as CIFAR's: 8 x 8 tokens of 1024 learned codes, vector quantisation; the
-control beside configs/tokenizer_fsq_cifar.py.
+"""A tokenizer for images of 32 x 32 pixels such as CIFAR's: 8 x 8 tokens of 1024 codes that are averages of their
+latents, vector quantisation; the control beside configs/tokenizer_fsq_cifar.py.
 
 Command:   lacuna train configs/tokenizer_vq_cifar.py data.train='train/*.tar' data.val='val/*.tar'
 Hardware:  any GPU
@@ -11,7 +11,7 @@ from pretrain.data.settings import DataConfig
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.objectives.reconstruction import ReconstructionConfig
 from pretrain.tokenizers.trained import ConvTokenizerConfig
-from pretrain.tokenizers.vq import VQConfig
+from pretrain.tokenizers.vq_average import AveragedVQConfig
 from pretrain.tracking.settings import TrackingConfig
 
 
@@ -22,7 +22,7 @@ def config() -> Config:
             train="shards/*.tar", image_size=(32, 32), batch_size=128, crop_scale=(1.0, 1.0),
             crop_aspect=(1.0, 1.0), workers=1,
         ),
-        backbone=ConvTokenizerConfig(VQConfig(num_codes=1024, code_dim=64), patch_size=4),
+        backbone=ConvTokenizerConfig(AveragedVQConfig(num_codes=1024, code_dim=64), patch_size=4),
         objective=ReconstructionConfig(),
         mask=None,
         epochs=50,

@@ -55,6 +55,16 @@ def settings(run_dir: Path, pattern: str, *more: str) -> list[str]:
     return [*kept, "epochs=none", "checkpoint.every_steps=1000", "tracking.log_every=2", *more]
 
 
+def stop_early(run_dir: Path, config: str, pattern: str, *more: str) -> None:
+    """Trains on two processes until a signal asks them to stop, before the last step."""
+    attempt = shared().start(CASE, 2, {"config": config, "overrides": settings(run_dir, pattern, *more)})
+    while not (run_dir / "metrics.jsonl").exists() or len(lines(run_dir)) < 2:
+        time.sleep(0.02)
+    os.kill(attempt.pids[0], signal.SIGUSR2)
+    assert [outcome.code for outcome in attempt.wait()] == [75, 75]
+    assert 2 <= chaos.last_step(run_dir) < STEPS
+
+
 def model_settings(family: str, tokenizer: Path) -> list[str]:
     path = [] if family == "mar" else [f"backbone.tokenizer.path={tokenizer}"]
     narrow = ("backbone.width=48", "backbone.depth=2", "backbone.heads=4")
@@ -103,13 +113,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, pattern: str, tokenizer: 
     calm, asked = tmp_path / "calm", tmp_path / "asked"
     more = model_settings(family, tokenizer)
     train(calm, f"{family}_cifar", pattern, *more, world=2)
-    given = {"config": f"{family}_cifar", "overrides": settings(asked, pattern, *more)}
-    attempt = shared().start(CASE, 2, given)
-    while not (asked / "metrics.jsonl").exists() or len(lines(asked)) < 2:
-        time.sleep(0.02)
-    os.kill(attempt.pids[0], signal.SIGUSR2)
-    assert [outcome.code for outcome in attempt.wait()] == [75, 75]
-    assert 2 <= chaos.last_step(asked) < STEPS
+    stop_early(asked, f"{family}_cifar", pattern, *more)
     train(asked, f"{family}_cifar", pattern, *more, world=2)
     chaos.compare(calm, asked)
 

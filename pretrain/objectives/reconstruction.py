@@ -86,6 +86,11 @@ class Reconstruction(Objective):
             losses["gradient"] = self.config.gradient * edge_distance(made, want)
         return {**losses, **found.losses, "psnr": psnr(made.detach(), want)}, Features(found.values, 0)
 
+    def after_update(self, backbone: Backbone, skipped: Tensor) -> None:
+        """The tokenizer's quantiser follows the update, where it has codes that are averages."""
+        assert isinstance(backbone, ConvTokenizer)
+        backbone.quantiser.after_update(skipped)
+
     @torch.no_grad()
     def show(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Images (B, C, H, W) uint8 through tokens and back: (B, C, H, W) float32 in 0..1."""

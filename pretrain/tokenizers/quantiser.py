@@ -35,6 +35,13 @@ class Quantiser(nn.Module):
         """Names of parameters that weight decay must leave alone."""
         return set()
 
+    def moving(self) -> set[str]:
+        """Names of float32 buffers that change as training goes on and no optimizer updates."""
+        return set()
+
+    def after_update(self, skipped: Tensor) -> None:
+        """Follows the update just made; skipped () float32 is 1 where there was none. Nothing waits for the device."""
+
 
 class QuantiserConfig(Protocol):
     """A frozen dataclass beside its quantiser; its fields are its settings."""

@@ -138,6 +138,10 @@ class ConvTokenizer(Backbone, Tokenizer):
         """What the quantiser names."""
         return {f"quantiser.{name}" for name in self.quantiser.no_weight_decay()}
 
+    def moving(self) -> set[str]:
+        """What the quantiser names."""
+        return {f"quantiser.{name}" for name in self.quantiser.moving()}
+
     def _through(self, parts: nn.Module, x: Tensor) -> Tensor:
         x = x.to(next(parts.parameters()).dtype)
         for part in parts.children():

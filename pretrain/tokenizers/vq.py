@@ -2,10 +2,8 @@
 latent becomes the nearest of some learned codes, and its gradient passes straight through.
 
 The codes are learned by gradient: the codebook follows the latents, the latents commit to it, and an entropy term wants
-each choice sure and all choices used. Codes that follow an average of their latents, and are put elsewhere when nobody
-chooses them, are left out: what they become hangs on batches gone by and on how they were split, and here every update
-is a function of its step alone, at any world size. For the same reason the entropy term looks at the tokens of one
-image where MaskGIT's looks at those of a batch: no image may be part of another's loss."""
+each choice sure and all choices used; it looks at the tokens of one image where MaskGIT's looks at those of a batch,
+since no image may be part of another's loss. Codes that are averages of their latents are in vq_average.py."""
 
 from __future__ import annotations
 
@@ -68,15 +66,12 @@ class VQ(Quantiser):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self.codebook = nn.Parameter(torch.empty(config.num_codes, config.code_dim))
-        reach = (3 / config.num_codes) ** 0.5  # as MaskGIT's
-        nn.init.uniform_(self.codebook, -reach, reach)
+        self.codebook = nn.Parameter(fresh_codes(config.num_codes, config.code_dim))
 
     def forward(self, latents: Tensor, noise: Tensor | None = None) -> Quantised:
         """Latents (B, N, code_dim) as their nearest codes; noise is not used."""
         latents, codebook = latents.float(), self.codebook.float()
-        square = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
-        distances = square - 2 * latents @ codebook.T
+        distances = code_distances(latents, codebook)
         ids = distances.detach().argmin(-1)
         codes = codebook[ids]
         losses = {"codebook": (codes - latents.detach()).square().mean((1, 2))}
@@ -94,6 +89,18 @@ class VQ(Quantiser):
     def no_weight_decay(self) -> set[str]:
         """Decay would draw codes that nobody chooses to zero."""
         return {"codebook"}
+
+
+def fresh_codes(num_codes: int, code_dim: int) -> Tensor:
+    """A codebook to begin with, as MaskGIT's: (num_codes, code_dim) float32, uniform."""
+    reach = (3 / num_codes) ** 0.5
+    return nn.init.uniform_(torch.empty(num_codes, code_dim), -reach, reach)
+
+
+def code_distances(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Squared distances of latents (B, N, D) to the codes of codebook (K, D): (B, N, K)."""
+    square = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
+    return square - 2 * latents @ codebook.T
 
 
 def indecision(logits: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from pretrain.errors import ConfigError
 from pretrain.tokenizers.fsq import FSQConfig
 from pretrain.tokenizers.kl import KLConfig, box_muller
 from pretrain.tokenizers.vq import VQConfig, indecision
+from pretrain.tokenizers.vq_average import AveragedVQConfig
 
 LEVELS = [(8, 5, 5, 5), (8, 6, 5), (3,), (4, 4), (7, 5, 5, 5, 5), (3, 8, 4, 9)]
-DISCRETE = [FSQConfig((8, 5, 5, 5)), VQConfig(num_codes=50, code_dim=6)]
+DISCRETE = [FSQConfig((8, 5, 5, 5)), VQConfig(num_codes=50, code_dim=6), AveragedVQConfig(num_codes=50, code_dim=6)]
 EVERY = [*DISCRETE, KLConfig(channels=4)]
 named = {"ids": lambda config: type(config).__name__}
 

@@ -14,10 +14,12 @@ from pretrain.tokenizers.fsq import FSQConfig
 from pretrain.tokenizers.kl import KLConfig
 from pretrain.tokenizers.trained import ConvTokenizerConfig
 from pretrain.tokenizers.vq import VQConfig
+from pretrain.tokenizers.vq_average import AveragedVQConfig
 
 GRID = Grid(2, 3)
 SMALL = ConvTokenizerConfig(FSQConfig((5, 4, 3)), patch_size=4, width=16, blocks=1)
-QUANTISERS = [FSQConfig((5, 4, 3)), VQConfig(num_codes=20, code_dim=6), KLConfig(channels=4)]
+QUANTISERS = [FSQConfig((5, 4, 3)), VQConfig(num_codes=20, code_dim=6), AveragedVQConfig(num_codes=20, code_dim=6),
+              KLConfig(channels=4)]  # fmt: skip
 every_kind = pytest.mark.parametrize("quantiser", QUANTISERS, ids=lambda config: type(config).__name__)
 
 
