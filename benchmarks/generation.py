@@ -68,7 +68,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     generator = Generator.of(options.run, device=options.device)
     space = own_space(options.space, device=options.device)
-    real = _real(generator, space, options)
+    real = read_real(generator, space, options)
     joint = None if options.joint is None else Joint.of(options.joint, device=options.device)
     lines = _lines(options.steps, generator.num_positions, joint)
     with Progress(len(lines) * options.seeds * options.num, "images", "generating") as progress:
@@ -111,10 +111,10 @@ def measure(
     line.seconds.append(made.facts["seconds_per_image"])
     said = score(made.images, labels, real, space)
     figures = {name: float(said[name]) for name in FIGURES if name in said}
-    line.found.append(figures | _likelihood(generator, made, options.batch_size))
+    line.found.append(figures | likelihood(generator, made, options.batch_size))
 
 
-def _likelihood(generator: Generator, made: Generated, batch_size: int) -> dict[str, float]:
+def likelihood(generator: Generator, made: Generated, batch_size: int) -> dict[str, float]:
     if generator.backbone.num_codes is None:
         return {}
     labels = None if generator.backbone.classes is None else made.labels
@@ -136,7 +136,7 @@ def _full(plan: Plan, num_positions: int) -> int:
     return len(plan.groups(decoding_counts(num_positions, plan.steps)))
 
 
-def _real(generator: Generator, space: FeatureSpace, options: argparse.Namespace) -> Extracted:
+def read_real(generator: Generator, space: FeatureSpace, options: argparse.Namespace) -> Extracted:
     data = generator.loaded.config.data
     batches = evaluation_batches(open_shards(as_pattern(options.real)), data, 64, max_images=options.max_real)
     with Progress(batches.num_images, "images", "reading real images") as progress:

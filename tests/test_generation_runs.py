@@ -158,6 +158,27 @@ def test_a_joint_sampler_is_trained_on_a_run_of_maskgit_and_takes_its_local_step
         assert refused.code == 78 and words in refused.output, refused.output[-1500:]
 
 
+@pytest.mark.parametrize("family", ["maskgit", "mage"])
+def test_a_stopping_rule_is_learned_beside_a_run_and_images_take_the_steps_they_need(
+    runs: dict[str, Path], pattern: str, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(runs[family])
+    asked = ["generate", run, "--num", "6", "--steps", "8", "-o", str(runs[family] / "stopped"), "--stop"]
+    assert main([*asked, "0.5"]) == 78
+    assert "learn it first: lacuna generate" in capsys.readouterr().err
+    assert main(["generate", run, "--learn-stopping", pattern, "--delta", "0.02", "--batch-size", "32"]) == 0
+    assert "of hidden positions" in capsys.readouterr().out
+    taken = {}
+    for least in ("1", "0.000001"):
+        assert main([*asked, least]) == 0
+        facts = json.loads((runs[family] / "stopped" / "samples.json").read_text())
+        taken[least] = facts["full_passes"]
+        assert f"{facts['fewest_passes']} to {facts['most_passes']} passes an image" in capsys.readouterr().out
+    assert taken == {"1": 8.0, "0.000001": 1.0}
+    assert main([*asked, "0.5", "--recap", "1"]) == 78
+    assert "use --stop without --recap" in capsys.readouterr().err
+
+
 def test_what_generates_nothing_is_not_asked_for_samples(tmp_path: Path, pattern: str) -> None:
     more = settings(tmp_path / "run", pattern, "tracking.samples_every=5")
     for config, name in (("mae_cifar", "PixelMAEConfig"), ("joint_maskgit_cifar", "JointSamplerConfig")):

@@ -18,6 +18,7 @@ from pretrain.errors import ConfigError
 from pretrain.generate.joint import Joint
 from pretrain.generate.sampler import Given, sample
 from pretrain.generate.sampling import Sampling
+from pretrain.generate.stopping import Rule, sample_until_settled
 from pretrain.objectives.token_model import TokenModel
 from pretrain.tokenizers.token_vit import TokenViT
 
@@ -30,6 +31,7 @@ class Generator:
     objective: TokenModel
     loaded: Loaded
     joint: Joint | None = None  # what takes local steps in ReCAP's place
+    rule: Rule | None = None  # what is decoded before its time
 
     @classmethod
     def of(cls, run_dir: Path, weights: str = "ema", step: int | None = None, device: str = "cpu") -> Generator:
@@ -87,25 +89,36 @@ def generate(
     if num < 1 or batch_size < 1:
         raise ConfigError(f"{num} images in batches of {batch_size}; both must be 1 or more")
     device = generator.backbone.pos_embed.device
-    tokens, images, seconds = [], [], 0.0
+    tokens, images, passes, seconds = [], [], [], 0.0
     for begin in range(0, num, batch_size):
         rows = slice(begin, min(begin + batch_size, num))
         part = None if given is None else Given(given.tokens[rows], given.known[rows])
         told = None if labels is None else labels[rows]
         numbers = torch.arange(first + rows.start, first + rows.stop)
         began = _now(device)
-        found = sample(
-            generator.backbone, generator.objective, sampling, numbers, told, part, on_step, generator.joint
-        )
+        model = (generator.backbone, generator.objective, sampling)
+        if generator.rule is not None:
+            found, taken = sample_until_settled(*model, generator.rule, numbers, told, part, on_step)
+            passes.append(taken)
+        else:
+            found = sample(*model, numbers, told, part, on_step, generator.joint)
         seconds += _now(device) - began
         images.append(generator.images(found).cpu())
         tokens.append(found.cpu())
     unknown = generator.num_positions if given is None else int((~given.known[0]).sum())
-    facts = {**_passes(generator, sampling, unknown), "images": num, "batch_size": batch_size, "first": first,
+    counts = _taken(torch.cat(passes)) if passes else _passes(generator, sampling, unknown)
+    facts = {**counts, "images": num, "batch_size": batch_size, "first": first,
              "seconds": round(seconds, 4), "seconds_per_image": round(seconds / num, 6), "device": str(device),
              "settings": asdict(sampling)}  # fmt: skip
     kept = torch.full((num,), -1) if labels is None else labels
     return Generated(torch.cat(images), torch.cat(tokens), kept, seconds, facts)
+
+
+def _taken(passes: Tensor) -> dict[str, Any]:
+    """The full passes (M,) that images took, each as many as it needed."""
+    mean = round(float(passes.double().mean()), 3)
+    found = {"full_passes": mean, "local_passes": 0, "cost_in_full_passes": mean}
+    return {**found, "fewest_passes": int(passes.min()), "most_passes": int(passes.max())}
 
 
 def _passes(generator: Generator, sampling: Sampling, num_unknown: int) -> dict[str, Any]:

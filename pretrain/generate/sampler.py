@@ -50,7 +50,7 @@ def sample(
     labels (B,) int64 tell classes, -1 none. on_step is told the number of each step that is done. joint, where there is
     one, takes local steps in ReCAP's place. Raises ConfigError."""
     device = backbone.pos_embed.device
-    canvas = _blank(backbone, images, labels, given, device)
+    canvas = blank(backbone, images, labels, given, device)
     num_unknown = int((~canvas.known[0]).sum())
     sampling.check(backbone, objective, num_unknown)
     if joint is not None:
@@ -60,7 +60,7 @@ def sample(
     noise = named_noise(images, sampling.seed, "generate", device=device)
     counts = decoding_counts(num_unknown, sampling.plan.steps, sampling.decay)
     groups = sampling.plan.groups(counts)
-    decoder = _Decoder(backbone, objective, sampling, noise, joint)
+    decoder = Decoder(backbone, objective, sampling, noise, joint)
     step = 0
     for number, group in enumerate(groups):
         coldness = (number + 1) / len(groups)
@@ -71,7 +71,7 @@ def sample(
     return canvas.tokens
 
 
-class _Decoder:
+class Decoder:
     """Groups of steps on one canvas."""
 
     def __init__(
@@ -93,16 +93,16 @@ class _Decoder:
         num_targets, num_unknown = sum(group), int((~canvas.known[0]).sum())
         keeps = len(group) > 1 and not self.sampling.refresh and self.joint is None
         memory = Memory(keeps_prefix=self.sampling.cache_buffer) if keeps else None
-        said = self._look(self._doubled(canvas), memory, num_targets)
-        first_guidance = self._guidance(step, num_unknown - group[0], canvas)
-        ids, targets = self._choose(said, canvas.known, num_targets, step, coldness, first_guidance)
+        said = self._look(self.doubled(canvas), memory, num_targets)
+        first_guidance = self.guidance(step, num_unknown - group[0], canvas)
+        ids, targets = self.choose(said, canvas.known, num_targets, step, coldness, first_guidance)
         said = _rows(said, self._paired(targets))
         begin = 0
         for offset, count in enumerate(group):
             if offset:
                 said = self._again(canvas, targets, begin, memory)
             chunk = targets[:, begin : begin + count]
-            guidance = self._guidance(step + offset, num_unknown - begin - count, canvas)
+            guidance = self.guidance(step + offset, num_unknown - begin - count, canvas)
             if offset == 0 and ids is not None and not self.sampling.redraw:
                 tokens = ids.gather(1, chunk)
             else:
@@ -123,14 +123,14 @@ class _Decoder:
     def _again(self, canvas: Canvas, targets: Tensor, num_filled: int, memory: Memory | None) -> Tensor:
         """What is said of the targets once the first of them are filled: by a local pass, the joint sampler, or a full
         pass."""
-        asked, paired = self._doubled(canvas), self._paired(targets)
+        asked, paired = self.doubled(canvas), self._paired(targets)
         if self.joint is not None:
             return self.joint.look_again(self.features, asked, paired, num_filled)
         if memory is None:
             return _rows(self.objective.look(self.backbone, asked, None), paired)
         return self.objective.look_again(self.backbone, asked, memory, paired, num_filled)
 
-    def _choose(
+    def choose(
         self, said: Tensor, known: Tensor, num_targets: int, step: int, coldness: float, guidance: float
     ) -> tuple[Tensor | None, Tensor]:
         """Ids drawn for all positions where they decide, and the positions (B, n) that the group decodes, first to
@@ -154,13 +154,13 @@ class _Decoder:
         order = torch.tensor(halton_order(grid.height, grid.width), device=self.noise.rows.device)
         return order.argsort().expand(batch, -1)
 
-    def _guidance(self, step: int, num_left: int, canvas: Canvas) -> float:
+    def guidance(self, step: int, num_left: int, canvas: Canvas) -> float:
         """How strong guidance is: rising with the steps for codes, with the share of known tokens for MAR."""
         if isinstance(self.objective, MAR):
             return self.sampling.guidance * (1 - num_left / canvas.known.shape[1])
         return self.sampling.guidance * (step + 1) / self.sampling.plan.steps
 
-    def _doubled(self, canvas: Canvas) -> Canvas:
+    def doubled(self, canvas: Canvas) -> Canvas:
         """canvas, and behind it the same of no class where guidance asks for it."""
         if not self.sampling.guidance:
             return canvas
@@ -173,7 +173,7 @@ class _Decoder:
         return torch.cat([targets] * 2) if self.sampling.guidance else targets
 
 
-def _blank(
+def blank(
     backbone: TokenViT, images: Tensor, labels: Tensor | None, given: Given | None, device: torch.device
 ) -> Canvas:
     """The canvas to begin with: given tokens, and nothing else known."""

@@ -8,7 +8,7 @@ import torch
 from masking.draw import named_noise
 from masking.recap import Plan, decoding_counts, halton_order
 from pretrain.errors import ConfigError
-from pretrain.generate.sampler import Given, _blank, _Decoder, sample
+from pretrain.generate.sampler import Decoder, Given, blank, sample
 from pretrain.generate.sampling import Sampling
 from pretrain.objectives.token_model import Canvas
 from tests.generate.plain_maskgit import plain_sample
@@ -81,13 +81,13 @@ def test_local_steps_with_full_passes_are_the_model_asked_anew_for_the_same_targ
     got = sample(backbone, objective, settings, IMAGES, labels)
     noise = named_noise(IMAGES, 1, "generate")
     order = noise.uniform(NUM, "order").argsort(dim=1, stable=True)
-    decoder = _Decoder(backbone, objective, settings, noise)
-    canvas = _blank(backbone, IMAGES, labels, None, torch.device("cpu"))
+    decoder = Decoder(backbone, objective, settings, noise)
+    canvas = blank(backbone, IMAGES, labels, None, torch.device("cpu"))
     begin = 0
     for step, count in enumerate(decoding_counts(NUM, 6)):
         chunk = order[:, begin : begin + count]
-        said = rows(objective.look(backbone, decoder._doubled(canvas), None), decoder._paired(chunk))
-        strength = decoder._guidance(step, NUM - begin - count, canvas)
+        said = rows(objective.look(backbone, decoder.doubled(canvas), None), decoder._paired(chunk))
+        strength = decoder.guidance(step, NUM - begin - count, canvas)
         tokens = decoder.drawing.draw(said, chunk, step, strength, local=step > 0)
         everywhere = tokens_for(backbone, 3)
         at = chunk if tokens.ndim == 2 else chunk[..., None].expand_as(tokens)
