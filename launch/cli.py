@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
 from launch.generate import add_options as add_generate_options
 from launch.generate import generate
-from pretrain.errors import ConfigError, LacunaError
+from launch.submit import add_options as add_submit_options
+from launch.submit import submit
+from pretrain.errors import LacunaError
 
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
 78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_train(verbs)
+    _add_cluster(verbs)
     _add_data(verbs)
     _add_evaluate(verbs)
     _add_generate(verbs)
@@ -107,6 +111,17 @@ def _add_train(verbs) -> None:  # type: ignore[no-untyped-def]
     config.add_argument("overrides", nargs="*", metavar="section.field=value")
     config.add_argument("--json", action="store_true", help="print the resolved config as JSON")
     config.add_argument("--world-size", type=int, default=1, help="check it for so many processes (default 1)")
+
+
+def _add_cluster(verbs) -> None:  # type: ignore[no-untyped-def]
+    add_submit_options(_add(verbs, "submit", submit, "hand a run, or a sweep of runs, to SLURM"))
+    add_runs_options(_add(verbs, "runs", runs, "list runs: state, step, loss, last checkpoint, job"))
+    add_run_option(_add(verbs, "show", show, "say how one run stands, and what to do next"))
+    follow = _add(verbs, "tail", tail, "print the end of a run's log, or of its metrics")
+    add_run_option(follow)
+    follow.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
+    follow.add_argument("-n", "--lines", type=int, default=20, help="how many lines to begin with (default 20)")
+    add_run_option(_add(verbs, "cancel", cancel, "end a run's job, or ask its process here to save and leave"))
 
 
 def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
@@ -261,24 +276,15 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _masks(options: argparse.Namespace) -> None:
-    from pretrain.tracking.panels import masks_picture
+    from launch.verbs import masks
 
-    grid = _grid(options.grid)
-    masks_picture(options.out, grid, options.ratio, options.on, options.seed, options.strategy)
-    print(options.out)
+    masks(options)
 
 
 def _doctor(options: argparse.Namespace) -> None:
     from launch.doctor import doctor
 
     doctor(options.data, attention=options.attention)
-
-
-def _grid(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--grid={text}; write it as patches down x across, for example 14x14")
-    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

@@ -166,8 +166,27 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def _deadline(env: Mapping[str, str]) -> float | None:
-    end = env.get("SLURM_JOB_END_TIME", "")
-    return max(0.0, int(end) - time.time()) if end.isdigit() else None
+    """Seconds to the end of the job's wall time. Older SLURMs do not tell it in a variable; then one process asks."""
+    end, job = env.get("SLURM_JOB_END_TIME", ""), env.get("SLURM_JOB_ID", "")
+    if end.isdigit():
+        return max(0.0, int(end) - time.time())
+    if not job.isdigit() or env.get("SLURM_PROCID", "0") != "0":
+        return None
+    try:
+        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%L"]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _seconds(found.stdout.strip())
+
+
+def _seconds(text: str) -> float | None:
+    """What SLURM writes as days-hours:minutes:seconds; None where there is no end."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _int(env: Mapping[str, str], name: str, default: int) -> int:

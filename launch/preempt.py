@@ -14,8 +14,12 @@ class StopFlag:
     """Truthy once a signal has come or the deadline is near."""
 
     def __init__(self, deadline_s: float | None = None, margin_s: float = 120.0) -> None:
+        """deadline_s: seconds from now to the end of wall time; of a short one a quarter is kept, not all of margin_s.
+        """
         self.reason: str | None = None
-        self._deadline = None if deadline_s is None else time.monotonic() + max(0.0, deadline_s - margin_s)
+        self._deadline: float | None = None
+        if deadline_s is not None:
+            self._deadline = time.monotonic() + deadline_s - min(margin_s, deadline_s / 4)
 
     def listen(self) -> None:
         """Takes TERM, USR1, USR2 and INT from now on; a second INT ends the process at once."""

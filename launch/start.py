@@ -36,6 +36,7 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
         snapshot=env.snapshot(place),
         fresh=fresh,
         allow_change=allow_change,
+        job=place.job_id,
         say=_say,
     )
     train(config, around)

@@ -1,4 +1,4 @@
-"""The verbs around training: pack, tokenize, index, evaluate, export. Each says what it did in a line or a table."""
+"""The verbs around training: pack, tokenize, index, evaluate, export, masks. Each says what it did in few lines."""
 
 from __future__ import annotations
 
@@ -214,3 +214,19 @@ def _evaluation_settings(config: Config, options: argparse.Namespace) -> Evaluat
 
 def _text(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def masks(options: argparse.Namespace) -> None:
+    """`lacuna masks`: one picture of all strategies."""
+    from pretrain.tracking.panels import masks_picture
+
+    grid = _grid(options.grid)
+    masks_picture(options.out, grid, options.ratio, options.on, options.seed, options.strategy)
+    print(options.out)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--grid={text}; write it as patches down x across, for example 14x14")
+    return int(parts[0]), int(parts[1])

@@ -37,6 +37,12 @@ class NumericalError(LacunaError):
     exit_code = 79
 
 
+class CrashLoopError(LacunaError):
+    """The scheduler starts the run again and again, and no attempt gets as far as a new checkpoint."""
+
+    exit_code = 79
+
+
 class FencedError(LacunaError):
     """A newer attempt owns this run; this process must not write to it any more."""
 

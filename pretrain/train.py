@@ -19,7 +19,7 @@ from pretrain.continuity import settle
 from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.data.token_shards import check_tokens
-from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure
+from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure, peer_failure
 from pretrain.engine.checkpoint import Checkpoints, RunState
 from pretrain.engine.distributed import Place, init_distributed
 from pretrain.engine.engine import Engine
@@ -58,6 +58,7 @@ class Around:
     snapshot: dict[str, object]  # of the environment, for the run directory
     fresh: bool = False
     allow_change: bool = False
+    job: str | None = None  # the scheduler's name for what started this process
     say: Callable[[str], None] = print  # the start-up summary, on rank 0
 
 
@@ -89,7 +90,7 @@ def train(config: Config, around: Around) -> None:
         if not is_peer_failure(error):
             raise
         raise SavedForLater(
-            f"another process of this job is gone ({str(error).splitlines()[0]}); what was published in "
+            f"another process of this job is gone or stands still ({peer_failure(error)}); what was published in "
             f"{config.run_dir / 'ckpt'} stands; run the same command again to go on from it"
         ) from error
 
@@ -132,12 +133,12 @@ def _open(config: Config, around: Around) -> Run:
         environment=around.place,
     )
     total_steps = steps_of(config, sources.train.num_samples)
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine)
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine, job=around.job)
     state = checkpoints.restore(_first_state(config, sources), allow_change=around.allow_change)
     live = LiveLine(total_steps) if is_main else None
     tracker = _tracker(config, around, state, live)
     checkpoints.on_event = tracker.event
-    tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt)
+    tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
     if is_main:
         around.say(summary(config, engine, sources, state, total_steps))
     return Run(
@@ -248,6 +249,7 @@ def _note_bad(run: Run, batches: list[Batch], num_bad: int) -> None:
     step = run.state.step
     ranks = gather_json([{"step": step, **vars(bad)} for batch in batches for bad in batch.bad])
     entries = sorted((entry for rank in ranks for entry in rank), key=lambda entry: entry["position"])
+    run.checkpoints.require_ours()
     run.tracker.ledger(entries)
     example = BadSample(**{key: value for key, value in entries[0].items() if key != "step"})
     run.budget.check(step - 1, run.config.data.batch_size, num_bad, example)
@@ -264,6 +266,7 @@ def _marks(run: Run, around: Around, *, stopping: bool) -> None:
     save = last or stopping or step % config.checkpoint.every_steps == 0
     if save or len(run.records) >= config.tracking.log_every:
         lines = run.records.flush()
+        run.checkpoints.require_ours()
         run.tracker.log(lines)
         run.watch.check()
         if run.live is not None:

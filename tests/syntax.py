@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("masking", "pretrain", "launch", "configs")
+PACKAGES = ("masking", "pretrain", "launch", "configs", "slurm")
 
 
 @dataclass(frozen=True)

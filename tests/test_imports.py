@@ -41,7 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"pretrain.evaluation", "pretrain.export"}),
     frozenset({"pretrain.generate"}),  # judges what it made by features of evaluation
     frozenset({"pretrain"}),  # train.py and the parts of its loop
-    frozenset({"configs", "launch"}),
+    frozenset({"configs", "launch", "slurm"}),
 )
 UPWARD = {
     "pretrain.__main__ -> launch": "the console script: it enters above the check for a foreign `launch`",

@@ -6,6 +6,7 @@ Sums of integers, so the outcome is the same at every world size; floats are gat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,12 @@ def is_peer_failure(error: BaseException) -> bool:
         "timed out waiting",
     )
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
+def peer_failure(error: BaseException) -> str:
+    """What error says of it, without the place in somebody's source and without advice."""
+    line = (str(error).splitlines() or [""])[0]
+    return re.sub(r"^\[[^\]]*\]\s*", "", line).partition(". ")[0]
 
 
 def _world() -> int:

@@ -24,12 +24,13 @@ class Attempts:
     def __init__(self, run_dir: Path) -> None:
         self._dir = run_dir / "attempts"
 
-    def open(self, world: int) -> int:
-        """Takes the next number for this process's job."""
+    def open(self, world: int, job: str | None = None) -> int:
+        """Takes the next number for this process's job, which the scheduler knows as job."""
         fsops.mkdir(self._dir)
         while True:
             number = self.newest() + 1
-            facts = {"attempt": number, "world_size": world, "host": socket.gethostname(), "pid": os.getpid()}
+            facts = {"attempt": number, "world_size": world, "host": socket.gethostname(), "pid": os.getpid(),
+                     "job": job}  # fmt: skip
             try:
                 fsops.write(self._dir / f"{number:06d}.json", [json.dumps(facts).encode() + b"\n"])
             except FileExistsError:
@@ -67,11 +68,18 @@ class Attempts:
         steps = [step for number in range(1, self.newest() + 1) for step in self.steps_of(number)]
         return max(steps, default=None)
 
-    def without_progress(self) -> int:
-        """How many of the newest attempts in a row published nothing: a requeue storm shows here."""
+    def without_progress(self, job: str) -> int:
+        """How many of the newest attempts in a row were job's and published nothing: a requeue storm shows here."""
         count = 0
         for number in range(self.newest(), 0, -1):
-            if self.steps_of(number):
+            if self.steps_of(number) or self._job_of(number) != job:
                 break
             count += 1
         return count
+
+    def _job_of(self, number: int) -> str | None:
+        try:
+            facts = json.loads(fsops.read(self._dir / f"{number:06d}.json"))
+        except (OSError, ValueError):  # one that was killed while it took its number
+            return None
+        return facts.get("job") if isinstance(facts, dict) else None

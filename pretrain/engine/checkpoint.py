@@ -22,10 +22,11 @@ from pretrain.engine.commit import COMMIT, BadCheckpoint, Commit, directory_name
 from pretrain.engine.engine import Engine
 from pretrain.engine.settings import CheckpointConfig
 from pretrain.engine.stored import rank_file
-from pretrain.errors import CheckpointError, FencedError
+from pretrain.errors import CheckpointError, CrashLoopError, FencedError
 
 _NAME = re.compile(r"\d{10}-a\d{6}")
 _MAX_FAILURES = 3
+_MAX_IN_VAIN = 3  # attempts of one job in a row that published nothing
 _HEADROOM = 1.2
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,15 +56,23 @@ class Checkpoints:
     """The checkpoints of one attempt at a run. Every method is collective."""
 
     def __init__(
-        self, run_dir: Path, cfg: CheckpointConfig, engine: Engine, *, on_event: Callable[..., None] | None = None
-    ) -> None:
+        self, run_dir: Path, cfg: CheckpointConfig, engine: Engine, *, on_event: Callable[..., None] | None = None,
+        job: str | None = None,
+    ) -> None:  # fmt: skip
+        """job: what the scheduler calls the job that starts this run, and may start it again by itself. Raises
+        CrashLoopError where it did so in vain too often."""
         self.on_event = on_event  # on_event(kind, **fields), on rank 0: the journal
         self.last_step: int | None = None  # of the newest checkpoint that stands
         self._run_dir, self._dir, self._cfg, self._engine = run_dir, run_dir / "ckpt", cfg, engine
         self._attempts = Attempts(run_dir)
         self._failures = 0
         self._last_path: Path | None = None
-        self.attempt: int = self._together(lambda: self._attempts.open(engine.world) if self._is_main else 0)[0]
+        self.attempt: int = self._together(lambda: self._take_number(job) if self._is_main else 0)[0]
+        if self.attempt == 0:
+            raise CrashLoopError(
+                f"job {job} has started {run_dir} {_MAX_IN_VAIN} times in a row without a new checkpoint, and this "
+                f"start was not made; look at its log and at lacuna show {run_dir}, mend that, and submit it again"
+            )
 
     def save(self, state: RunState) -> Path | None:
         """Publishes state; the directory, or None where it could not be written and an older one still stands."""
@@ -84,6 +93,10 @@ class Checkpoints:
             self._tell("checkpoint", step=state.step, path=final.name)
             self._prune()
         return final
+
+    def require_ours(self) -> None:
+        """Raises FencedError, on all ranks alike, where a newer attempt owns the run: before its files are written."""
+        self._together(lambda: self._attempts.require(self.attempt) if self._is_main else None)
 
     def restore(self, expected: RunState, *, allow_change: bool = False) -> RunState:
         """Loads the newest checkpoint that verifies on all ranks; expected itself for a run without history.
@@ -111,6 +124,12 @@ class Checkpoints:
     @property
     def _is_main(self) -> bool:
         return self._engine.rank == 0
+
+    def _take_number(self, job: str | None) -> int:
+        """A fresh attempt's, or 0 where the job goes round in circles."""
+        if job is not None and self._attempts.without_progress(job) >= _MAX_IN_VAIN:
+            return 0
+        return self._attempts.open(self._engine.world, job)
 
     def _begin(self, temporary: Path, final: Path) -> None:
         """The lease is still ours, there is room for all, and nothing of an earlier try is in the way."""

@@ -11,6 +11,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 
 class Place(Protocol):
@@ -43,6 +44,13 @@ def init_distributed(place: Place, timeout_s: float = 600.0) -> None:
     quiet(logging.WARNING)
     # DeepSpeed still calls collectives by the names torch is about to retire
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+
+
+def limit_waiting(timeout_s: float) -> None:
+    """Gives every group of processes that timeout: torch gives those that DeepSpeed made its own default, half an hour
+    over gloo, and a rank that stood still would be waited for so long."""
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def device_of(place: Place) -> torch.device:

@@ -30,7 +30,7 @@ from masking.mask import Mask
 from pretrain.engine import fsops
 from pretrain.engine.agree import gather_json
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.engine.distributed import Place, device_of, init_distributed, quiet
+from pretrain.engine.distributed import Place, device_of, init_distributed, limit_waiting, quiet
 from pretrain.engine.ema import Ema
 from pretrain.engine.fixed import FixedTensors
 from pretrain.engine.hooks import open_features
@@ -69,6 +69,7 @@ class Engine:
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
         self._deepspeed = _initialize(model, optim, config)
+        limit_waiting(engine.collective_timeout_s)
         self._fixed.restore_precision()
         self._layout = find_layout(self._deepspeed.optimizer, model)
         self._shapes = {name: list(value.shape) for name, value in exact.items()}

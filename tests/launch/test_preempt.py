@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+
+import pytest
 
 from launch.preempt import StopFlag
 
@@ -22,8 +25,20 @@ def test_every_preemption_signal_sets_the_flag_and_nothing_else() -> None:
 
 
 def test_wall_time_asks_for_a_stop_before_it_ends() -> None:
-    assert StopFlag(deadline_s=60.0, margin_s=120.0).wanted()
-    assert not StopFlag(deadline_s=3600.0, margin_s=120.0).wanted()
+    assert StopFlag(deadline_s=0.0, margin_s=120.0).wanted()
+    for seconds in (60.0, 3600.0):  # a job of a minute trains for three quarters of it
+        assert not StopFlag(deadline_s=seconds, margin_s=120.0).wanted()
+
+
+def test_wall_time_that_is_nearly_over_asks_for_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    for seconds, after in ((3600.0, 3480.0), (60.0, 45.0)):
+        flag = StopFlag(deadline_s=seconds, margin_s=120.0)
+        monkeypatch.setattr(time, "monotonic", lambda at=now + after - 1: at)
+        assert not flag.wanted()
+        monkeypatch.setattr(time, "monotonic", lambda at=now + after + 1: at)
+        assert flag.wanted() and "wall time" in (flag.reason or "")
+        monkeypatch.undo()
 
 
 def test_a_second_interrupt_ends_the_process() -> None:

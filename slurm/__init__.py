@@ -1,0 +1,1 @@
+"""Batch scripts: run by hand, and filled in by `lacuna submit`."""
