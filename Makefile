@@ -8,7 +8,7 @@ RUN := runs/demo
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 TORCH := $(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))'
 
-.PHONY: help install demo test test-slow check bench golden clean
+.PHONY: help install demo test test-slow check bench chaos golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,10 @@ bench: install ## every benchmark, one after the other; results go to benchmarks
 	@missed=; for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; done; \
 	test -z "$$missed" || { echo "missed a goal or failed:$$missed" >&2; exit 1; }
+
+chaos: install ## kill a run twenty times, then disturb runs under a real SLURM; some ten minutes
+	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python benchmarks/slurm.py
 
 golden: install ## compute the golden numbers of tests/golden.py anew
 	$(BIN)/python tests/golden.py --write

@@ -11,6 +11,7 @@ from importlib import metadata
 from urllib.parse import urlparse
 
 from launch import environment as env
+from launch import slurm
 from pretrain.errors import DataError, LacunaError
 
 _PACKAGES = ("torch", "deepspeed", "webdataset", "einops", "safetensors", "simplejpeg", "pillow", "timm", "wandb")
@@ -26,6 +27,7 @@ def doctor(data: str | None, *, attention: bool = False) -> None:
     _storage()
     _files()
     _wandb()
+    _slurm()
     if attention:
         _attention()
     if data is not None:
@@ -126,6 +128,28 @@ def _wandb() -> None:
         _line("ok", "wandb", f"{url.hostname} answers")
     except OSError:
         _line("note", "wandb", f"{url.hostname} does not answer: runs are mirrored offline; wandb sync later")
+
+
+def _slurm() -> None:
+    """What of the cluster decides how a preempted run fares."""
+    site = slurm.site_settings()
+    if not site:
+        _line("note", "slurm", "no SLURM here; lacuna submit --dry-run shows its script all the same")
+        return
+    _line("ok", "slurm", f"{site.get('SLURM_VERSION', 'SLURM')}, cluster {site.get('ClusterName', '?')}")
+    if "75" in site.get("RequeueExit", "").split(","):
+        _line("ok", "slurm", "RequeueExit has 75: SLURM itself puts a stopped run back into the queue")
+    else:
+        _line("note", "slurm", "RequeueExit lacks 75: the script asks scontrol, which must be allowed on the nodes")
+    if site.get("PreemptMode", "OFF").startswith("OFF"):
+        _line("ok", "slurm", "jobs are not preempted")
+    elif "preempt_send_user_signal" in site.get("SlurmctldParameters", ""):
+        _line("ok", "slurm", "a preempted job gets USR2 as soon as the grace time of its partition begins")
+    else:
+        _line("note", "slurm", "a preempted job's first notice is TERM: it has the partition's GraceTime, or KillWait "
+              f"({site.get('KillWait', '?')}), to save; checkpoint.every_steps is what is lost beyond")  # fmt: skip
+    if site.get("JobRequeue") == "0":
+        _line("ok", "slurm", "jobs are not requeued unless they ask; lacuna submit's do (--requeue)")
 
 
 def _shards(data: str) -> None:

@@ -60,6 +60,18 @@ def states() -> dict[str, str]:
     return found
 
 
+def site_settings() -> dict[str, str]:
+    """What the cluster says of itself, setting -> value; empty where there is no SLURM that answers."""
+    if shutil.which("scontrol") is None:
+        return {}
+    try:
+        done = _ask(["scontrol", "show", "config"])
+    except ConfigError:
+        return {}
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_WAIT_S)

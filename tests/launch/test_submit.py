@@ -51,7 +51,8 @@ def test_the_template_asks_for_what_a_run_lives_on_and_starts_one_task_a_gpu() -
 
 
 def test_a_script_has_what_was_asked_for_and_shells_read_it(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = dry(capsys, "name=first", "data.train=it's/*.tar", "evaluation.every_steps=none", "--nodes", "2", "--gpus-per-node", "4", "--time", "2-12:00:00",
+    script = dry(capsys, "name=first", "data.train=it's/*.tar", "evaluation.every_steps=none",
+                 "--nodes", "2", "--gpus-per-node", "4", "--time", "2-12:00:00",
                  "--partition", "gpu", "--after", "77", "--notice", "60", "--cpus-per-task", "3")  # fmt: skip
     options = options_of(script)
     assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-task"]) == ("2", "4", "1")
