@@ -9,13 +9,14 @@ import signal
 import time
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
 
 class StopFlag:
     """Truthy once a signal has come or the deadline is near."""
 
     def __init__(self, deadline_s: float | None = None, margin_s: float = 120.0) -> None:
-        """deadline_s: seconds from now to the end of wall time; of a short one a quarter is kept, not all of margin_s.
-        """
+        """deadline_s: seconds from now to the end of wall time; of a short one a quarter is kept, not all of margin_s."""
         self.reason: str | None = None
         self._deadline: float | None = None
         if deadline_s is not None:
@@ -23,8 +24,17 @@ class StopFlag:
 
     def listen(self) -> None:
         """Takes TERM, USR1, USR2 and INT from now on; a second INT ends the process at once."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, self._note)
+
+    def ignore(self) -> None:
+        """Hears nothing more: this process is leaving, and its exit code, not a signal, says why.
+
+        srun ends the other tasks of a step once the first has left with an error. One that was about to leave with 80
+        and died of that TERM would make the step's code 143, which reads as a crash to be tried again.
+        """
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def wanted(self) -> bool:
         """Whether this process should save and leave at the next step boundary."""

@@ -39,7 +39,10 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
         job=place.job_id,
         say=_say,
     )
-    train(config, around)
+    try:
+        train(config, around)
+    finally:
+        stop.ignore()
 
 
 def _say(text: str) -> None:

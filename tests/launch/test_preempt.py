@@ -48,3 +48,12 @@ def test_a_second_interrupt_ends_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "True" and "KeyboardInterrupt" in done.stderr
+
+
+def test_a_process_that_is_leaving_keeps_its_exit_code() -> None:
+    program = (
+        "import os, signal, sys; from launch.preempt import StopFlag; f = StopFlag(); f.listen(); f.ignore();"
+        "sys.last = type('Late', (), {'__del__': lambda _, kill=os.kill, to=os.getpid(): kill(to, 15)})();"
+        "sys.exit(80)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 80
