@@ -16,7 +16,7 @@ class StopFlag:
     """Truthy once a signal has come or the deadline is near."""
 
     def __init__(self, deadline_s: float | None = None, margin_s: float = 120.0) -> None:
-        """deadline_s: seconds from now to the end of wall time; of a short one a quarter is kept, not all of margin_s."""
+        """deadline_s: seconds from now to the end of wall time; of a short one a quarter is kept, not margin_s."""
         self.reason: str | None = None
         self._deadline: float | None = None
         if deadline_s is not None:
