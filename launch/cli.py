@@ -136,7 +136,7 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     )
     pack.add_argument("--seed", type=int, default=0, help="of the order images are written in (default 0)")
     tokens = _add(verbs, "tokenize", _tokenize, "write shards of tokens, which runs read in place of images; resumable")
-    tokens.add_argument("run", type=Path, help="run that trained a tokenizer, for example runs/tokenizer_fsq_cifar")
+    tokens.add_argument("run", type=Path, help="run that trained a tokenizer, or a published tokenizer's file")
     tokens.add_argument("shards", help="shards of images: a pattern or a folder of tars")
     tokens.add_argument("out", type=Path, help="directory for the shards of tokens")
     tokens.add_argument("--image-size", metavar="H,W", help="cut images to this size (default: as the run has it)")

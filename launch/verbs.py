@@ -58,6 +58,8 @@ def tokenize(options: argparse.Namespace) -> None:
     kind = named.kind()
     tokenizer = frozen_tokenizer(named, kind.in_chans)
     asked = options.image_size
+    if asked is None and named.is_file:
+        raise ConfigError(f"{options.run} is a file, which names no size of images: give --image-size 256,256, say")
     size = _sides(asked) if asked is not None else read_config(options.run / "config.json").data.image_size
     shards = open_shards(as_pattern(options.shards))
     with Progress(shards.num_samples, "images", "tokenizing") as progress:

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     }),
     frozenset({
         "pretrain.types", "pretrain.patches", "pretrain.ranges", "pretrain.timm_shim", "pretrain.config_json",
-        "pretrain.engine.fsops",
+        "pretrain.engine.fsops", "pretrain.weights_file",
     }),
     frozenset({"pretrain.engine.commit", "pretrain.engine.stored"}),
     frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.evaluation.features import Extracted, evaluating, read
 from pretrain.generate.feature_space import Batches, FeatureSpace
-from pretrain.objectives.teacher_files import read_state
 from pretrain.timm_shim import ensure_torchvision
+from pretrain.weights_file import read_state
 
 _SIDE, _WIDTH = 299, 2048
 _CLASSES_2015 = 1008

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masking.mask import Grid
@@ -23,6 +21,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.objectives.teacher_encoders import OwnEncoder, TeacherEncoder, TimmEncoder
 from pretrain.objectives.teacher_huggingface import KINDS, as_timm, normalisation
 from pretrain.timm_shim import import_timm
+from pretrain.weights_file import read_state
 
 RANDOM = "random"
 _HERE = "objective.teacher.model"
@@ -166,23 +165,6 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise ConfigError(f"the weights in {source} do not fit {_HERE}: {lines[:300]}") from error
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The tensors in a safetensors file, or in one of torch's. Raises ConfigError for files of any other kind."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"the weights in {path} cannot be read: {error}") from error
-    except Exception as error:  # torch raises what its archive, its pickle or its weights_only reader raise
-        raise ConfigError(
-            f"{path} cannot be read as tensors alone, and code in a file is never run; give a safetensors file"
-        ) from error
-    if not isinstance(state, dict):
-        raise ConfigError(f"{path} holds a {type(state).__name__}, and no state dict")
-    return state
 
 
 def _weights_in(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.ranges import AT_LEAST_1, POSITIVE, Range, check_ranges
 from pretrain.tokenizers.base import Kind, Tokenizer
 from pretrain.tokenizers.builtin import Palette, Pixels
+from pretrain.tokenizers.published import SUFFIXES, PixelRange, published_tokenizer
 from pretrain.tokenizers.stored import StoredTokens, stored_kind
 from pretrain.tokenizers.trained import ConvTokenizerConfig
 
@@ -35,16 +36,22 @@ _RANGES: dict[str, Range] = {"patch_size": AT_LEAST_1, "scale": POSITIVE}
 class TokenizerConfig:
     """A tokenizer by name. Nothing is ever downloaded."""
 
-    path: str  # pixels or palette, which have no weights, or the directory of a run that trained a tokenizer
+    path: str  # pixels or palette, without weights; the directory of a run that trained a tokenizer; a published file
     weights: Literal["ema", "model"] | None = None  # which weights of a run; None: ema, where the run keeps that
     patch_size: int | None = None  # side of a patch of pixels and palette; None: a run's own
     scale: float = 1.0  # factor of a run's continuous tokens, one over their deviation; .2325 in MAR
     stored: bool = False  # data.train holds tokens that `lacuna tokenize` wrote with this run, and no images
+    pixels: PixelRange | None = None  # what a published file reads; None: 0..1 where it halves by means, else -1..1
 
     @property
     def is_builtin(self) -> bool:
         """Whether it needs no file."""
         return self.path in _BUILTIN
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file that somebody published."""
+        return self.path.endswith(SUFFIXES)
 
     def check(self) -> None:
         """Raises ConfigError for settings that cannot be meant, or would have no effect; no file is looked at."""
@@ -53,9 +60,13 @@ class TokenizerConfig:
             raise ConfigError(f"{_HERE}path={self.path} needs {_HERE}patch_size, the side of a patch in pixels")
         if not self.is_builtin and self.patch_size is not None:
             raise ConfigError(
-                f"{_HERE}patch_size={self.patch_size} has no effect: {_HERE}path={self.path} names a run, which has "
-                f"its own; set {_HERE}patch_size=none, or {_HERE}path to pixels or palette"
+                f"{_HERE}patch_size={self.patch_size} has no effect: {_HERE}path={self.path} has its own; set "
+                f"{_HERE}patch_size=none, or {_HERE}path to pixels or palette"
             )
+        if self.is_file and self.weights is not None:
+            raise ConfigError(f"{_HERE}weights={self.weights} has no effect on a file; set {_HERE}weights=none")
+        if self.pixels is not None and not self.is_file:
+            raise ConfigError(f"{_HERE}pixels={self.pixels} is for published files; set {_HERE}pixels=none")
         for name, off in (("weights", None), ("scale", 1.0), ("stored", False)):
             if self.is_builtin and getattr(self, name) != off:
                 raise ConfigError(
@@ -68,7 +79,7 @@ class TokenizerConfig:
         for images of in_chans channels; None: of as many as it has."""
         if self.path == "pixels":
             return _kind_of(Pixels(self.patch_size or 1, in_chans or 3))
-        kind = _kind_of(Palette(self.patch_size or 1)) if self.is_builtin else _run(self.path).kind
+        kind = self._own_kind()
         if self.stored:
             kind = stored_kind(kind)
         if in_chans not in (None, kind.in_chans) and self.stored:
@@ -87,6 +98,11 @@ class TokenizerConfig:
                 f"{_HERE}scale=1"
             )
         return kind
+
+    def _own_kind(self) -> Kind:
+        if self.is_builtin:
+            return _kind_of(Palette(self.patch_size or 1))
+        return published_tokenizer(self.path, self.pixels).kind if self.is_file else _run(self.path).kind
 
 
 class FrozenTokenizer:
@@ -148,7 +164,11 @@ def frozen_tokenizer(config: TokenizerConfig, in_chans: int = 3) -> FrozenTokeni
         return FrozenTokenizer(Pixels(kind.patch_size, in_chans), kind, 1.0)
     if config.path == "palette":
         return FrozenTokenizer(Palette(kind.patch_size), kind, 1.0)
-    tokenizer, paints = _read(config.path, config.weights or "ema"), _run(config.path).kind
+    if config.is_file:
+        tokenizer: Tokenizer = published_tokenizer(config.path, config.pixels)
+    else:
+        tokenizer = _read(config.path, config.weights or "ema")
+    paints = replace(config, stored=False).kind()
     if config.stored:
         return FrozenTokenizer(StoredTokens(tokenizer, kind), kind, config.scale, paints)
     return FrozenTokenizer(tokenizer, kind, config.scale)
@@ -172,8 +192,9 @@ def _run(path: str) -> _Run:
     source = Path(path) / "config.json"
     if not source.is_file():
         raise ConfigError(
-            f"{_HERE}path={path} is neither {' nor '.join(_BUILTIN)} nor a run: there is no {source}; train a "
-            "tokenizer first (lacuna train configs/tokenizer_fsq_cifar.py), or name one that is there"
+            f"{_HERE}path={path} is neither {' nor '.join(_BUILTIN)}, nor a file ({', '.join(SUFFIXES)}), nor a run: "
+            f"there is no {source}; train a tokenizer first (lacuna train configs/tokenizer_fsq_cifar.py), or name one "
+            "that is there"
         )
     try:
         settings: dict[str, Any] = json.loads(source.read_text())
