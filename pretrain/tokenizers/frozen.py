@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +38,9 @@ class TokenizerConfig:
 
     path: str  # pixels or palette, without weights; the directory of a run that trained a tokenizer; a published file
     weights: Literal["ema", "model"] | None = None  # which weights of a run; None: ema, where the run keeps that
-    patch_size: int | None = None  # side of a patch of pixels and palette; None: a run's own
+    patch_size: int | None = None  # side of a patch of pixels and palette; None: the tokenizer's own
     scale: float = 1.0  # factor of a run's continuous tokens, one over their deviation; .2325 in MAR
-    stored: bool = False  # data.train holds tokens that `lacuna tokenize` wrote with this run, and no images
+    stored: bool = False  # data.train holds tokens that `lacuna tokenize` wrote with it, and no images
     pixels: PixelRange | None = None  # what a published file reads; None: 0..1 where it halves by means, else -1..1
 
     @property
@@ -79,7 +79,7 @@ class TokenizerConfig:
         for images of in_chans channels; None: of as many as it has."""
         if self.path == "pixels":
             return _kind_of(Pixels(self.patch_size or 1, in_chans or 3))
-        kind = self._own_kind()
+        kind = self.own_kind()
         if self.stored:
             kind = stored_kind(kind)
         if in_chans not in (None, kind.in_chans) and self.stored:
@@ -99,7 +99,8 @@ class TokenizerConfig:
             )
         return kind
 
-    def _own_kind(self) -> Kind:
+    def own_kind(self) -> Kind:
+        """What is known of it as it is on images, whether or not its tokens are stored."""
         if self.is_builtin:
             return _kind_of(Palette(self.patch_size or 1))
         return published_tokenizer(self.path, self.pixels).kind if self.is_file else _run(self.path).kind
@@ -168,9 +169,8 @@ def frozen_tokenizer(config: TokenizerConfig, in_chans: int = 3) -> FrozenTokeni
         tokenizer: Tokenizer = published_tokenizer(config.path, config.pixels)
     else:
         tokenizer = _read(config.path, config.weights or "ema")
-    paints = replace(config, stored=False).kind()
     if config.stored:
-        return FrozenTokenizer(StoredTokens(tokenizer, kind), kind, config.scale, paints)
+        return FrozenTokenizer(StoredTokens(tokenizer, kind), kind, config.scale, config.own_kind())
     return FrozenTokenizer(tokenizer, kind, config.scale)
 
 

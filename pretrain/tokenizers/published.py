@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from pretrain.errors import ConfigError
 from pretrain.tokenizers.base import Kind, Tokenizer
 from pretrain.tokenizers.kl import KL, KLConfig
 from pretrain.tokenizers.published_layers import PublishedDecoder, PublishedEncoder, Within
+from pretrain.tokenizers.vq import code_distances
 from pretrain.weights_file import read_state
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -53,7 +54,7 @@ class PublishedTokenizer(Tokenizer):
         self.num_values = last.out_channels // 2 if codes is None else codes.shape[1]
         self.pixels = pixels or ("-1..1" if file / "encoder" / "down.0" / "downsample" else "0..1")
         self._kl = KL(KLConfig(channels=self.num_values, weight=0.0))
-        self.load_state_dict(state)
+        self.load_state_dict(state, assign=True)
 
     @property
     def kind(self) -> Kind:
@@ -65,9 +66,7 @@ class PublishedTokenizer(Tokenizer):
         noise (B, N * num_values) uniform in 0..1, or their means."""
         if self.num_codes is None:
             return self.draw(self.moments(images), noise)
-        latents, codes = self._latents(images), self._codes.weight
-        distances = codes.square().sum(1) - 2 * latents @ codes.T  # less the latent's own square, the same for all
-        return distances.argmin(-1)
+        return code_distances(self._latents(images), self._codes.weight).argmin(-1)
 
     def moments(self, images: Tensor) -> Tensor:
         """Means and logarithms of variances of the tokens of images (B, C, H, W) uint8: (B, N, 2 * num_values)."""
@@ -96,10 +95,10 @@ class PublishedTokenizer(Tokenizer):
 
 @cache
 def published_tokenizer(path: str, pixels: PixelRange | None) -> PublishedTokenizer:
-    """The tokenizer in the file at path, read once. Raises ConfigError. torch's random state is left as it was."""
+    """The tokenizer in the file at path, read once. Raises ConfigError."""
     state = _own_names(read_state(Path(path)))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # the file's tensors become the weights: none are drawn before
             return PublishedTokenizer(state, pixels)
     except KeyError as error:
         raise ConfigError(
@@ -112,20 +111,19 @@ def published_tokenizer(path: str, pixels: PixelRange | None) -> PublishedTokeni
         raise ConfigError(f"backbone.tokenizer.path={path} is not the network that its names say: {reason}") from error
 
 
-def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_names(state: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of the autoencoder alone, float32, under latent-diffusion's names, a shortcut being a shortcut."""
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]  # type: ignore[assignment]
+            state = state[wrapper]
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for prefix in _PREFIXES:
             name = name.removeprefix(prefix)
         if name.startswith(_PARTS) and isinstance(tensor, Tensor):
             found[name] = tensor.float()
-    is_diffusers = any(".down_blocks." in name for name in found)
     levels = {match[1] for name in found if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name))}
-    return {_own_name(name, len(levels)): _as_conv(name, tensor, is_diffusers) for name, tensor in found.items()}
+    return {_own_name(name, len(levels)): _as_conv(name, tensor) for name, tensor in found.items()}
 
 
 def _own_name(name: str, levels: int) -> str:
@@ -136,7 +134,6 @@ def _own_name(name: str, levels: int) -> str:
     return name
 
 
-def _as_conv(name: str, tensor: Tensor, is_diffusers: bool) -> Tensor:
+def _as_conv(name: str, tensor: Tensor) -> Tensor:
     """Of attention diffusers keeps matrices, latent diffusion convolutions of one pixel."""
-    is_matrix = is_diffusers and ".attentions." in name and tensor.ndim == 2
-    return tensor[:, :, None, None] if is_matrix else tensor
+    return tensor[:, :, None, None] if ".attentions." in name and tensor.ndim == 2 else tensor

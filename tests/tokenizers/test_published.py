@@ -130,8 +130,8 @@ def test_what_is_no_tokenizer_is_said_in_a_sentence(tmp_path: Path) -> None:
     save_file(latent_diffusion() | {"encoder.extra.weight": torch.ones(1)}, tmp_path / "three.safetensors")
     with pytest.raises(ConfigError, match=r"is not the network that its names say.*encoder\.extra"):
         TokenizerConfig(str(tmp_path / "three.safetensors")).kind()
-    for setting in ({"weights": "ema"}, {"patch_size": 4}):
+    for config in (TokenizerConfig(path, weights="ema"), TokenizerConfig(path, patch_size=4)):
         with pytest.raises(ConfigError, match="has no effect"):
-            TokenizerConfig(path, **setting).check()  # type: ignore[arg-type]
+            config.check()
     with pytest.raises(ConfigError, match="is for published files"):
         TokenizerConfig("runs/one", pixels="0..1").check()
