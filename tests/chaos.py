@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +103,24 @@ def calm(zygote: Zygote, settings: list[str], world: int = 2) -> None:
 
 
 def stormy(zygote: Zygote, settings: list[str], run_dir: Path, kills: int, seed: int, reach_s: float) -> Toll:
-    """The run that is killed `kills` times, at times up to reach_s after its start, and started again each time."""
+    """The run that is killed `kills` times and started again each time: at times up to reach_s after its start, or as
+    soon as it has made its share of the steps, so that a fast machine is not done before the last kill."""
     rng, toll = random.Random(seed), Toll()
+    steps = next(int(value.partition("=")[2]) for value in settings if value.startswith("steps="))
     for _ in range(kills * 4 + 10):
         toll.attempts += 1
         before = last_step(run_dir)
         attempt = zygote.start(CASE, 2, {"overrides": settings})
-        timers = []
-        if toll.kills < kills:
-            when, victim = rng.uniform(0.2, reach_s), rng.choice([0, 1, None])
-            timers = [
-                threading.Timer(when, _kill, (attempt.pids, victim, toll)),
-                threading.Timer(when + 10, _kill, (attempt.pids, None, Toll())),  # what a launcher does to survivors
-            ]
-        for timer in timers:
-            timer.start()
+        over = threading.Event()
+        share = steps * (toll.kills + 1) // (kills + 1)
+        storm = partial(_strike, attempt.pids, rng.choice([0, 1, None]), rng.uniform(0.2, reach_s), run_dir, share)
+        killer = threading.Thread(target=storm, args=(over, toll)) if toll.kills < kills else None
+        if killer:
+            killer.start()
         outcomes = attempt.wait(timeout_s=300)
-        for timer in timers:
-            timer.cancel()
-            timer.join()
+        over.set()
+        if killer:
+            killer.join()
         toll.steps_redone += max(0, _lines(run_dir) - max(before, last_step(run_dir)))
         codes = [outcome.code for outcome in outcomes]
         for code in codes:
@@ -132,7 +132,21 @@ def stormy(zygote: Zygote, settings: list[str], run_dir: Path, kills: int, seed:
     raise AssertionError(f"the run did not end in {toll.attempts} attempts: {toll}")
 
 
-def _kill(pids: list[int], victim: int | None, toll: Toll) -> None:
+def _strike(
+    pids: list[int], victim: int | None, after_s: float, run_dir: Path, share: int, over: threading.Event, toll: Toll
+) -> None:
+    """Kills one rank or all after after_s seconds, or at share steps; later all, as a launcher does to survivors."""
+    deadline = time.monotonic() + after_s
+    while time.monotonic() < deadline and _lines(run_dir) < share:
+        if over.wait(0.005):
+            return
+    toll.kills += _kill(pids, victim)
+    if not over.wait(10):
+        _kill(pids, None)
+
+
+def _kill(pids: list[int], victim: int | None) -> bool:
+    """Whether any process of the victim's number, or of all, was still there to be killed."""
     hit = False
     for number, pid in enumerate(pids):
         if victim is None or number == victim:
@@ -141,7 +155,7 @@ def _kill(pids: list[int], victim: int | None, toll: Toll) -> None:
                 hit = True
             except ProcessLookupError:
                 pass
-    toll.kills += hit
+    return hit
 
 
 def compare(calm_dir: Path, stormy_dir: Path) -> dict[str, Any]:
