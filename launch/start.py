@@ -20,7 +20,7 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
     place = env.detect()
     config = load_config(path, overrides)
     check(config, place.world_size)
-    stop = StopFlag(place.deadline_s)
+    stop = StopFlag(place.deadline_s, grace_s=config.checkpoint.grace_s)
     stop.listen()
     env.export(place, cuda=torch.cuda.is_available())
     if not env.threads_set():  # several processes on one machine share its cores; torch would give all of them to each

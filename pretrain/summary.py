@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pretrain.config import Config
 from pretrain.data.sources import Sources
-from pretrain.engine.checkpoint import RunState
 from pretrain.engine.engine import Engine
+from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import peak_rate, rate
 
 

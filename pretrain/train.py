@@ -20,9 +20,10 @@ from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.data.token_shards import check_tokens
 from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure, peer_failure
-from pretrain.engine.checkpoint import Checkpoints, RunState
+from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.distributed import Place, init_distributed
 from pretrain.engine.engine import Engine
+from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
@@ -46,6 +47,8 @@ class Stop(Protocol):
     reason: str | None
 
     def wanted(self) -> bool: ...
+
+    def remaining_s(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def _loop(run: Run, around: Around) -> None:
         began = time.perf_counter()
         batches = list(islice(run.stream, config.engine.accumulation))
         waited = time.perf_counter() - began
-        agreed = agree(batches, around.stop.wanted())
+        agreed = agree(batches, around.stop.wanted(), run.checkpoints.written)
         lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
         followed = cast("PretrainModel", engine.model).at_step(step, run.total_steps, run.steps_per_epoch)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
@@ -239,6 +242,8 @@ def _loop(run: Run, around: Around) -> None:
         run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))
         if agreed.num_bad:
             _note_bad(run, batches, agreed.num_bad)
+        if agreed.written:
+            run.checkpoints.finish()
         _marks(run, around, stopping=agreed.stop)
     if engine.rank == 0:
         around.say(f"done: {run.total_steps} steps in {config.run_dir}")
@@ -275,9 +280,21 @@ def _marks(run: Run, around: Around, *, stopping: bool) -> None:
         run.observer.at(step, last=last)
     if save:
         run.tracker.sync()
-        run.checkpoints.save(run.state)
+        if config.checkpoint.background and not (last or stopping):
+            run.checkpoints.start(run.state)
+        else:
+            run.checkpoints.save(run.state, around.stop.remaining_s() if stopping else None)
     if stopping and not last:
-        raise SavedForLater(
-            f"asked to stop ({around.stop.reason or 'by another process'}); saved at step {step} of {run.total_steps}; "
-            "run the same command again to go on"
-        )
+        raise SavedForLater(_stopped(run, around.stop.reason or "by another process"))
+
+
+def _stopped(run: Run, why: str) -> str:
+    """What is said at the end of a run that was asked to stop."""
+    step, stands = run.state.step, run.checkpoints.last_step
+    if stands == step:
+        kept = f"saved at step {step} of {run.total_steps}"
+    elif stands is None:
+        kept = f"step {step} of {run.total_steps} could not be saved, and no checkpoint was made before"
+    else:
+        kept = f"step {step} of {run.total_steps} could not be saved, and the checkpoint of step {stands} stands"
+    return f"asked to stop ({why}); {kept}; run the same command again to go on"

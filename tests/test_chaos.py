@@ -10,11 +10,16 @@ from tests import chaos
 from tests.zygote import shared
 
 
-@pytest.mark.parametrize("stage", [1])
-def test_a_run_killed_at_random_ends_bit_for_bit_like_the_one_left_in_peace(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "background"), [(1, "true"), pytest.param(1, "false", marks=pytest.mark.slow)]
+)  # G1 kills both kinds hundreds of times: benchmarks/chaos.py
+def test_a_run_killed_at_random_ends_bit_for_bit_like_the_one_left_in_peace(
+    tmp_path: Path, stage: int, background: str
+) -> None:
     pattern = chaos.make_shards(tmp_path / "shards")
     runs = {name: tmp_path / "runs" / name for name in ("calm", "stormy")}
     settings = {name: chaos.overrides(path, pattern, steps=60, stage=stage, workers=1) for name, path in runs.items()}
+    settings["stormy"].append(f"checkpoint.background={background}")
     chaos.calm(shared(), settings["calm"])
     toll = chaos.stormy(shared(), settings["stormy"], runs["stormy"], kills=3, seed=stage, reach_s=4.0)
     assert toll.kills == 3

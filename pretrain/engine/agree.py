@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.errors import FencedError
 from pretrain.types import Batch
 
 _LOW = 2**32
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,19 @@ class Agreed:
     num_bad: int  # images of the global batch that could not be used
     digest: int  # of the global batch, modulo 2**64: equal for every world size, worker count and restart
     stop: bool  # some rank was asked to stop
+    written: bool  # no rank has anything left to write of a checkpoint
 
 
-def agree(batches: Sequence[Batch], stop: bool) -> Agreed:
+def agree(batches: Sequence[Batch], stop: bool, written: bool = True) -> Agreed:
     """Sums one step's facts over all ranks; batches are this rank's micro-batches."""
     digest = sum(batch.digest for batch in batches) % 2**64
     valid = sum(int(batch.weight.sum()) for batch in batches)
     size = sum(len(batch.weight) for batch in batches)
-    facts = torch.tensor([valid, size - valid, digest % _LOW, digest // _LOW, int(stop)], dtype=torch.int64)
+    facts = torch.tensor([valid, size - valid, digest % _LOW, digest // _LOW, int(stop), int(not written)])
     if _world() > 1:
         dist.all_reduce(facts)
-    valid, bad, low, high, stops = facts.tolist()
-    return Agreed(valid, bad, (low + high * _LOW) % 2**64, stops > 0)
+    valid, bad, low, high, stops, unwritten = facts.tolist()
+    return Agreed(valid, bad, (low + high * _LOW) % 2**64, stops > 0, unwritten == 0)
 
 
 def gather(values: Tensor) -> Tensor:
@@ -62,6 +65,30 @@ def gather_json(value: Any) -> list[Any]:
     rows = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(rows, padded)
     return [json.loads(bytes(row[:size].numpy())) for row, size in zip(rows, sizes, strict=True)]
+
+
+class FailedTogether(OSError):
+    """Some rank could not do its part."""
+
+
+def together(act: Callable[[], T]) -> list[T]:
+    """act on every rank, and what each returned, in rank order; it must survive JSON.
+
+    Raises FailedTogether on all where act raised an OSError on any, and likewise FencedError."""
+    value, failure = None, None
+    try:
+        value = act()
+    except FencedError as error:
+        failure = {"fenced": True, "reason": str(error)}
+    except OSError as error:
+        failure = {"fenced": False, "reason": str(error)}
+    answers = gather_json({"value": value, "failure": failure})
+    for rank, answer in enumerate(answers):
+        if answer["failure"] is not None and answer["failure"]["fenced"]:
+            raise FencedError(answer["failure"]["reason"])
+        if answer["failure"] is not None:
+            raise FailedTogether(f"rank {rank}: {answer['failure']['reason']}")
+    return [answer["value"] for answer in answers]
 
 
 def barrier() -> None:

@@ -1,7 +1,7 @@
 """Numbered attempts at one run: a newer one fences off an older that still lives, and what they published is history.
 
 attempts/000007.json is made with O_EXCL, so two processes never hold one number; attempts/000007.steps lists the steps
-that attempt published, one a line.
+that attempt published and the seconds each save took, one a line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pretrain.engine import fsops
 from pretrain.errors import FencedError
 
 _NAME = re.compile(r"(\d{6})\.json")
+_SAVE = re.compile(r"(\d+) (\d+\.\d{3})")
 
 
 class Attempts:
@@ -52,16 +53,20 @@ class Attempts:
                 "this process ends: look for a second job of the same run"
             )
 
-    def published(self, attempt: int, step: int) -> None:
-        """Notes that attempt published the checkpoint of step."""
-        fsops.append_line(self._dir / f"{attempt:06d}.steps", str(step))
+    def published(self, attempt: int, step: int, seconds: float) -> None:
+        """Notes that attempt published the checkpoint of step, and what that took."""
+        fsops.append_line(self._dir / f"{attempt:06d}.steps", f"{step} {seconds:.3f}")
 
     def steps_of(self, attempt: int) -> list[int]:
         """Steps that attempt published."""
-        path = self._dir / f"{attempt:06d}.steps"
-        if not path.exists():
-            return []
-        return [int(line) for line in fsops.read(path).decode("ascii", "replace").split() if line.isdigit()]
+        return [step for step, _ in self._saves_of(attempt)]
+
+    def last_seconds(self) -> float | None:
+        """What the newest save took; None for a run without history."""
+        for number in range(self.newest(), 0, -1):
+            for _, seconds in reversed(self._saves_of(number)):
+                return seconds
+        return None
 
     def last_published(self) -> int | None:
         """The highest step any attempt published; None for a run without history."""
@@ -76,6 +81,14 @@ class Attempts:
                 break
             count += 1
         return count
+
+    def _saves_of(self, attempt: int) -> list[tuple[int, float]]:
+        path = self._dir / f"{attempt:06d}.steps"
+        if not path.exists():
+            return []
+        lines = fsops.read(path).decode("ascii", "replace").splitlines()
+        found = (_SAVE.fullmatch(line) for line in lines)  # a kill leaves a part of the last
+        return [(int(match[1]), float(match[2])) for match in found if match]
 
     def _job_of(self, number: int) -> str | None:
         try:

@@ -1,55 +1,55 @@
-"""Saves a run's state so that it is whole or absent, and restores the newest that is whole.
+"""Saves a run's state so that it is whole or absent; pretrain/engine/restore.py brings back the newest that is whole.
 
 Written into ckpt/.tmp-*, hashed, flushed; when all ranks say they did it, COMMIT.json is added, the attempt is asked
 whether it still owns the run, and one rename publishes ckpt/STEP-aATTEMPT. A failure on any rank is a failure of all:
 the old checkpoints stand, training goes on, and the save is tried again when the next one is due.
+
+`save` does all of it at once. `start` copies the state and lets a thread write the copy while training goes on; the
+ranks see at a step boundary that all have written, and `finish` then does the rest. Nothing collective happens beside
+the training loop, so neither can wait for the other.
 """
 
 from __future__ import annotations
 
 import logging
-import re
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pretrain.engine import fsops
-from pretrain.engine.agree import gather_json
+from pretrain.engine.agree import FailedTogether, gather_json, together
 from pretrain.engine.attempts import Attempts
-from pretrain.engine.commit import COMMIT, BadCheckpoint, Commit, directory_name, verify
+from pretrain.engine.background import Background
+from pretrain.engine.commit import COMMIT, Commit, directory_name
 from pretrain.engine.engine import Engine
+from pretrain.engine.fsops import FileSum
+from pretrain.engine.restore import PUBLISHED, Restorer
+from pretrain.engine.run_state import RunState
 from pretrain.engine.settings import CheckpointConfig
-from pretrain.engine.stored import rank_file
-from pretrain.errors import CheckpointError, CrashLoopError, FencedError
+from pretrain.engine.stored import rank_file, write_pieces
+from pretrain.errors import CheckpointError, CrashLoopError
 
-_NAME = re.compile(r"\d{10}-a\d{6}")
 _MAX_FAILURES = 3
 _MAX_IN_VAIN = 3  # attempts of one job in a row that published nothing
 _HEADROOM = 1.2
+_CAUTION = 1.5  # a save is begun where so many times what the last one took are left
+_SLOW_S = 600.0  # a write in the background that takes longer is told of
 _LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RunState:
-    """What a run is, beside its weights: where it stands, and the constants that its samples depend on."""
+@dataclass
+class _Draft:
+    """A checkpoint that is being written."""
 
-    step: int
-    fingerprint: str  # of the dataset
-    seed: int
-    batch_size: int
-    lanes: int
-    block: int
-    wandb_id: str | None = None
-    counters: dict[str, int] = field(default_factory=dict)
-
-
-_CONSTANTS = {
-    "fingerprint": "data.train (its fingerprint)", "seed": "seed", "batch_size": "data.batch_size",
-    "lanes": "data.lanes", "block": "data.block",
-}  # fmt: skip
+    state: RunState
+    temporary: Path
+    final: Path
+    began: float
+    write: Callable[[], FileSum]  # this rank's file: writes it now, or waits for the thread that does
+    slow: bool = False  # and was told of
 
 
 class Checkpoints:
@@ -67,100 +67,155 @@ class Checkpoints:
         self._attempts = Attempts(run_dir)
         self._failures = 0
         self._last_path: Path | None = None
-        self.attempt: int = self._together(lambda: self._take_number(job) if self._is_main else 0)[0]
+        self._flying: tuple[_Draft, Background[FileSum]] | None = None
+        number, seconds = together(lambda: self._take_number(job) if self._is_main else (0, None))[0]
+        self.attempt: int = number
+        self._seconds: float | None = seconds  # that the last save took
         if self.attempt == 0:
             raise CrashLoopError(
                 f"job {job} has started {run_dir} {_MAX_IN_VAIN} times in a row without a new checkpoint, and this "
                 f"start was not made; look at its log and at lacuna show {run_dir}, mend that, and submit it again"
             )
 
-    def save(self, state: RunState) -> Path | None:
-        """Publishes state; the directory, or None where it could not be written and an older one still stands."""
-        final = self._dir / directory_name(state.step, self.attempt)
-        temporary = self._dir / f".tmp-{final.name}"
+    def save(self, state: RunState, within_s: float | None = None) -> Path | None:
+        """Publishes state; the directory, or None where it could not be written and an older one still stands.
+
+        within_s: when this process will be killed, on the rank that knows. Where a save would take longer, going by
+        the last one, none is begun (reliability F5)."""
+        self.finish()
         if self.last_step == state.step:
             return self._last_path
-        try:
-            self._together(lambda: self._begin(temporary, final))
-            sums = self._together(lambda: asdict(self._engine.save_slices(temporary)))
-            self._together(lambda: self._publish(state, temporary, final, sums) if self._is_main else None)
-        except _FailedTogether as failure:
-            self._give_up(state.step, temporary, failure)
+        if not self._in_time(state.step, within_s):
             return None
-        self._failures = 0
-        self.last_step, self._last_path = state.step, final
-        if self._is_main:
-            self._tell("checkpoint", step=state.step, path=final.name)
-            self._prune()
-        return final
+        draft = self._begin(state)
+        if draft is None:
+            return None
+        draft.write = partial(self._engine.save_slices, draft.temporary)
+        return self._complete(draft)
+
+    def start(self, state: RunState) -> None:
+        """Copies state to the host and begins to write it in the background; an earlier one is finished before."""
+        self.finish()
+        draft = None if self.last_step == state.step else self._begin(state)
+        if draft is None:
+            return
+        pieces, facts = self._engine.snapshot()
+        path = rank_file(draft.temporary, self._engine.rank)
+        writing = Background(partial(write_pieces, path, pieces, facts))
+        draft.write = writing.result
+        self._flying = draft, writing
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write of what `start` began; not collective."""
+        if self._flying is None:
+            return True
+        draft, writing = self._flying
+        if not writing.over and not draft.slow and time.monotonic() - draft.began > _SLOW_S:
+            draft.slow = True
+            self._tell("checkpoint slow", step=draft.state.step, seconds=round(time.monotonic() - draft.began))
+        return writing.over
+
+    def finish(self) -> Path | None:
+        """Publishes what `start` began, after waiting for it; the directory, or None where there is none or it failed.
+
+        To be called on all ranks once `written` is true on all, which costs no wait."""
+        if self._flying is None:
+            return None
+        draft, _ = self._flying
+        self._flying = None
+        return self._complete(draft)
 
     def require_ours(self) -> None:
         """Raises FencedError, on all ranks alike, where a newer attempt owns the run: before its files are written."""
-        self._together(lambda: self._attempts.require(self.attempt) if self._is_main else None)
+        together(lambda: self._attempts.require(self.attempt) if self._is_main else None)
 
     def restore(self, expected: RunState, *, allow_change: bool = False) -> RunState:
         """Loads the newest checkpoint that verifies on all ranks; expected itself for a run without history.
 
         expected is the state of this run at step 0: its constants must be those stored, unless allow_change.
         """
-        names = self._together(lambda: self._tidy() if self._is_main else [])[0]
-        for name in names:
-            commit = self._verified(self._dir / name)
-            if commit is None:
-                continue
-            state = _state_of(commit)
-            if not allow_change:
-                self._require_same_run(commit, state, expected)
-            try:
-                self._together(partial(self._engine.load_slices, self._dir / name))
-            except _FailedTogether as failure:
-                self._tell("checkpoint unreadable", path=name, reason=str(failure))
-                continue
-            self.last_step, self._last_path = state.step, self._dir / name
-            return state
-        self._require_no_history(names)
-        return expected
+        restorer = Restorer(self._run_dir, self._engine, self._attempts, self._tell)
+        state, path = restorer.restore(expected, allow_change=allow_change)
+        if path is not None:
+            self.last_step, self._last_path = state.step, path
+        return state
 
     @property
     def _is_main(self) -> bool:
         return self._engine.rank == 0
 
-    def _take_number(self, job: str | None) -> int:
-        """A fresh attempt's, or 0 where the job goes round in circles."""
+    def _take_number(self, job: str | None) -> tuple[int, float | None]:
+        """A fresh attempt's, or 0 where the job goes round in circles; and what the run's last save took, seconds."""
         if job is not None and self._attempts.without_progress(job) >= _MAX_IN_VAIN:
-            return 0
-        return self._attempts.open(self._engine.world, job)
+            return 0, None
+        return self._attempts.open(self._engine.world, job), self._attempts.last_seconds()
 
-    def _begin(self, temporary: Path, final: Path) -> None:
-        """The lease is still ours, there is room for all, and nothing of an earlier try is in the way."""
-        if not self._is_main:
-            return
+    def _in_time(self, step: int, within_s: float | None) -> bool:
+        known = gather_json([within_s, self._seconds])
+        left = min((within for within, _ in known if within is not None), default=None)
+        seconds = max((seconds for _, seconds in known if seconds is not None), default=None)
+        if left is None or seconds is None or _CAUTION * seconds <= left:
+            return True
+        self._tell("checkpoint skipped", step=step, reason=f"the last took {seconds:.1f} s and {left:.1f} s are left")
+        return False
+
+    def _begin(self, state: RunState) -> _Draft | None:
+        """A draft that may be written; None where that would fail."""
+        final = self._dir / directory_name(state.step, self.attempt)
+        draft = _Draft(state, self._dir / f".tmp-{final.name}", final, time.monotonic(), _nothing)
+        try:
+            together(lambda: self._make_room(draft) if self._is_main else None)
+        except FailedTogether as failure:
+            self._give_up(draft, failure)
+            return None
+        return draft
+
+    def _make_room(self, draft: _Draft) -> None:
+        """The lease is still ours, there is space for all, and nothing of an earlier try is in the way."""
         self._attempts.require(self.attempt)
-        for leftover in (temporary, final):
+        for leftover in (draft.temporary, draft.final):
             if leftover.exists():
                 self._discard(leftover)
-        fsops.mkdir(temporary)
+        fsops.mkdir(draft.temporary)
         needed = int(_HEADROOM * self._engine.state_bytes() * self._engine.world)
-        free = fsops.free_bytes(temporary)
+        free = fsops.free_bytes(draft.temporary)
         if free < needed:
             raise OSError(f"{needed / 1e9:.2f} GB are needed in {self._dir} and {free / 1e9:.2f} GB are free")
 
-    def _publish(self, state: RunState, temporary: Path, final: Path, sums: list[dict[str, Any]]) -> None:
-        files = {rank_file(temporary, rank).name: fsops.FileSum(**entry) for rank, entry in enumerate(sums)}
+    def _complete(self, draft: _Draft) -> Path | None:
+        """Waits until all have written, then publishes."""
+        try:
+            sums = together(lambda: asdict(draft.write()))
+            self._seconds = seconds = time.monotonic() - draft.began
+            together(lambda: self._publish(draft, sums, seconds) if self._is_main else None)
+        except FailedTogether as failure:
+            self._give_up(draft, failure)
+            return None
+        self._failures = 0
+        self.last_step, self._last_path = draft.state.step, draft.final
+        self._tell("checkpoint", step=draft.state.step, path=draft.final.name)
+        if self._is_main:
+            self._prune()
+        return draft.final
+
+    def _publish(self, draft: _Draft, sums: list[dict[str, Any]], seconds: float) -> None:
+        state = draft.state
+        files = {rank_file(draft.temporary, rank).name: FileSum(**entry) for rank, entry in enumerate(sums)}
         optim = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self._engine.optim).items()}
         commit = Commit(state.step, self.attempt, self._engine.layout_kind, asdict(state), optim, files)
-        fsops.write(temporary / COMMIT, [commit.encode()])
-        fsops.fsync_dir(temporary)
+        fsops.write(draft.temporary / COMMIT, [commit.encode()])
+        fsops.fsync_dir(draft.temporary)
         self._attempts.require(self.attempt)
-        fsops.rename(temporary, final)
-        self._attempts.published(self.attempt, state.step)
-        fsops.point_link(self._run_dir / "latest", f"ckpt/{final.name}")
+        fsops.rename(draft.temporary, draft.final)
+        self._attempts.published(self.attempt, state.step, seconds)
+        fsops.point_link(self._run_dir / "latest", f"ckpt/{draft.final.name}")
 
-    def _give_up(self, step: int, temporary: Path, failure: _FailedTogether) -> None:
+    def _give_up(self, draft: _Draft, failure: FailedTogether) -> None:
         self._failures += 1
         if self._is_main:
-            fsops.remove_tree(temporary)
-            self._tell("checkpoint failed", step=step, reason=str(failure), in_a_row=self._failures)
+            fsops.remove_tree(draft.temporary)
+        self._tell("checkpoint failed", step=draft.state.step, reason=str(failure), in_a_row=self._failures)
         if self._failures >= _MAX_FAILURES:
             raise CheckpointError(
                 f"{self._failures} checkpoints in a row could not be written, the last because: {failure}. That of "
@@ -170,7 +225,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Keeps the newest and the milestones; the others lose their name first, so a kill leaves no half one."""
         keep, every = max(2, self._cfg.keep), self._cfg.milestone_every
-        old = [name for name in self._names() if _NAME.fullmatch(name)][::-1][keep:]
+        old = [name for name in fsops.names(self._dir) if PUBLISHED.fullmatch(name)][::-1][keep:]
         try:
             for name in old:
                 if every is None or int(name[:10]) % every:
@@ -184,98 +239,6 @@ class Checkpoints:
         fsops.rename(path, trash)
         fsops.remove_tree(trash)
 
-    def _names(self) -> list[str]:
-        return fsops.names(self._dir)
-
-    def _tidy(self) -> list[str]:
-        """Removes what killed attempts left; names of the candidates, newest first."""
-        names = self._names()
-        for name in names:
-            if name.startswith((".tmp-", ".trash-")):
-                fsops.remove_tree(self._dir / name)
-        return sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
-
-    def _verified(self, directory: Path) -> Commit | None:
-        """The commit all ranks found and agree on; a directory that is bad for any of them is set aside by name."""
-        verdict, commit = self._verdict(directory)
-        verdicts = gather_json(verdict)
-        if all(v["sum"] is not None and v["sum"] == verdicts[0]["sum"] for v in verdicts):
-            return commit
-        reasons = [f"rank {rank}: {v['reason']}" for rank, v in enumerate(verdicts) if v["reason"]]
-        bad = any(v["bad"] for v in verdicts)
-        if self._is_main:
-            reason = "; ".join(reasons) or "the ranks read different ones"
-            self._tell("checkpoint refused", path=directory.name, reason=reason)
-        self._together(lambda: self._quarantine(directory) if bad and self._is_main else None)
-        return None
-
-    def _verdict(self, directory: Path) -> tuple[dict[str, Any], Commit | None]:
-        mine = rank_file(directory, self._engine.rank).name
-        try:
-            commit = verify(directory, {mine})
-            if commit.layout != self._engine.layout_kind:  # values of any file may become ours
-                verify(directory)
-        except BadCheckpoint as error:
-            return {"sum": None, "bad": True, "reason": str(error)}, None
-        except OSError as error:
-            return {"sum": None, "bad": False, "reason": str(error)}, None
-        return {"sum": commit.encode().decode(), "bad": False, "reason": None}, commit
-
-    def _quarantine(self, directory: Path) -> None:
-        aside = directory.with_name(f".bad-{directory.name}")
-        while aside.exists():
-            aside = aside.with_name(aside.name + "+")
-        fsops.rename(directory, aside)
-
-    def _require_same_run(self, commit: Commit, state: RunState, expected: RunState) -> None:
-        for name, key in _CONSTANTS.items():
-            stored, here = getattr(state, name), getattr(expected, name)
-            if stored != here:
-                raise CheckpointError(
-                    f"{key} was {stored} in the checkpoint of step {state.step} and is {here} now: other samples would "
-                    "follow; use the old value, another name=..., or --fresh"
-                )
-        for key in ("betas", "eps", "weight_decay", "clip_norm"):
-            value = getattr(self._engine.optim, key)
-            here = list(value) if isinstance(value, tuple) else value
-            if commit.optim.get(key) != here:
-                raise CheckpointError(
-                    f"optim.{key} was {commit.optim.get(key)} in the checkpoint of step {state.step} and is {here} "
-                    "now; use the old value, another name=..., or --allow-change"
-                )
-
-    def _require_no_history(self, names: list[str]) -> None:
-        last = self._together(lambda: self._history(names) if self._is_main else None)[0]
-        if last is not None:
-            raise CheckpointError(
-                f"{self._run_dir} has published checkpoints ({last}), and none of them verifies now; what is left is "
-                f"in {self._dir}. Nothing was overwritten: bring one back, or start anew with --fresh"
-            )
-
-    def _history(self, names: list[str]) -> str | None:
-        step = self._attempts.last_published()
-        if step is not None:
-            return f"the last of step {step}"
-        found = names or [name for name in self._names() if name.startswith(".bad-")]
-        return found[0] if found else None
-
-    def _together(self, act: Callable[[], T]) -> list[T]:
-        """act on every rank, and what each returned; where it failed on any, it has failed on all."""
-        value, failure = None, None
-        try:
-            value = act()
-        except FencedError as error:
-            failure = {"fenced": True, "reason": str(error)}
-        except OSError as error:
-            failure = {"fenced": False, "reason": str(error)}
-        answers = gather_json({"value": value, "failure": failure})
-        for rank, answer in enumerate(answers):
-            if answer["failure"] is not None and answer["failure"]["fenced"]:
-                raise FencedError(answer["failure"]["reason"])
-            if answer["failure"] is not None:
-                raise _FailedTogether(f"rank {rank}: {answer['failure']['reason']}")
-        return [answer["value"] for answer in answers]
-
     def _tell(self, kind: str, **facts: Any) -> None:
         if self._is_main:
             if kind != "checkpoint":
@@ -284,10 +247,5 @@ class Checkpoints:
                 self.on_event(kind, **facts)
 
 
-class _FailedTogether(OSError):
-    """Some rank could not do its part."""
-
-
-def _state_of(commit: Commit) -> RunState:
-    known = {entry.name for entry in fields(RunState)}
-    return RunState(**{key: value for key, value in commit.run.items() if key in known})
+def _nothing() -> FileSum:
+    raise AssertionError("a draft was completed before it was told what to write")

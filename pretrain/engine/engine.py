@@ -137,8 +137,11 @@ class Engine:
 
     def save_slices(self, directory: Path) -> fsops.FileSum:
         """Writes the state this rank owns into directory; not collective. The sum of the file it wrote."""
-        facts = Facts(self._shapes | self._fixed.shapes(), self.updates())
-        return write_pieces(rank_file(directory, self.rank), self._pieces(), facts)
+        return write_pieces(rank_file(directory, self.rank), self._pieces(copy=False), self._facts())
+
+    def snapshot(self) -> tuple[list[Piece], Facts]:
+        """The state this rank owns, copied to the host: what save_slices would write, whatever is trained from here."""
+        return list(self._pieces(copy=True)), self._facts()
 
     def load_slices(self, directory: Path) -> None:
         """Reads the state this rank needs from what any number of ranks at any stage saved into directory."""
@@ -235,13 +238,16 @@ class Engine:
     def _kinds(self) -> tuple[str, ...]:
         return (MASTER, *MOMENTS) if self._ema is None else (MASTER, *MOMENTS, EMA)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _facts(self) -> Facts:
+        return Facts(self._shapes | self._fixed.shapes(), self.updates())
+
+    def _pieces(self, *, copy: bool) -> Iterator[Piece]:
         for piece in self._layout.owned(self.rank, self.world):
             for kind in self._kinds():
-                yield Piece(kind, piece.name, piece.start, self._values(piece, kind).cpu())
+                yield Piece(kind, piece.name, piece.start, self._values(piece, kind).to("cpu", copy=copy))
         if self.rank == 0:
             for name, value in self._fixed.values().items():
-                yield Piece(FIXED, name, 0, value.reshape(-1))
+                yield Piece(FIXED, name, 0, value.reshape(-1).to("cpu", copy=copy))
 
     def _at_boundary(self) -> bool:
         return self._micro == self.kept.accumulation - 1

@@ -40,3 +40,5 @@ class CheckpointConfig:
     every_steps: int = 1000  # steps between two checkpoints
     keep: int = 3  # newest verified checkpoints that stay, at least 2
     milestone_every: int | None = None  # checkpoints at multiples of so many steps stay for ever; None: no milestones
+    background: bool = False  # a thread writes a copy while training goes on; the last save and that of a stopped run are waited for
+    grace_s: float = 30.0  # seconds a stopped process has until it is killed (SLURM: GraceTime, or KillWait): a save that takes longer is not begun

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pretrain.engine import deepspeed_config
 from pretrain.engine.agree import gather
-from pretrain.engine.checkpoint import Checkpoints, RunState
+from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.distributed import Place
 from pretrain.engine.engine import Engine, init_distributed
+from pretrain.engine.run_state import RunState
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.engine.stored import Reader, read_facts, read_weights
 from pretrain.engine.watch import Watch
