@@ -25,7 +25,8 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
     env.export(place, cuda=torch.cuda.is_available())
     if not env.threads_set():  # several processes on one machine share its cores; torch would give all of them to each
         torch.set_num_threads(max(1, env.cores() // env.local_world_size()))
-    from pretrain.train import Around, train
+    from pretrain.around import Around
+    from pretrain.train import train
 
     if place.rank == 0:
         print(f"started by {place.describe()}", flush=True)

@@ -7,13 +7,12 @@ below asks for step s, trains on it, and at the marks of the config writes lines
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol, cast
+from typing import cast
 
+from pretrain.around import Around
 from pretrain.config import Config, to_json, write_config
 from pretrain.continuity import settle
 from pretrain.data.loader import ErrorBudget, Loader, build_loader
@@ -21,12 +20,14 @@ from pretrain.data.sources import Sources, open_sources
 from pretrain.data.token_shards import check_tokens
 from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure, peer_failure
 from pretrain.engine.checkpoint import Checkpoints
-from pretrain.engine.distributed import Place, init_distributed
+from pretrain.engine.distributed import init_distributed
 from pretrain.engine.engine import Engine
+from pretrain.engine.heartbeat import Heartbeat, stalls_of
 from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
+from pretrain.length import steps_of, steps_per_epoch
 from pretrain.mixing import Mixing
 from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels
 from pretrain.observe import Observer
@@ -35,34 +36,9 @@ from pretrain.step import Recipe, train_step
 from pretrain.summary import summary
 from pretrain.tokenizers.frozen import frozen_tokenizer
 from pretrain.tokenizers.token_vit import TokenViTConfig
-from pretrain.tracking.access import WandbAccess
 from pretrain.tracking.live import LiveLine
 from pretrain.tracking.metrics import Tracker
 from pretrain.types import BadSample, Batch
-
-
-class Stop(Protocol):
-    """Whoever may ask the run to end early: launch/preempt.py."""
-
-    reason: str | None
-
-    def wanted(self) -> bool: ...
-
-    def remaining_s(self) -> float | None: ...
-
-
-@dataclass(frozen=True)
-class Around:
-    """What surrounds a run and is not part of its config."""
-
-    place: Place
-    stop: Stop
-    wandb: WandbAccess
-    snapshot: dict[str, object]  # of the environment, for the run directory
-    fresh: bool = False
-    allow_change: bool = False
-    job: str | None = None  # the scheduler's name for what started this process
-    say: Callable[[str], None] = print  # the start-up summary, on rank 0
 
 
 @dataclass
@@ -75,6 +51,7 @@ class Run:
     tracker: Tracker
     observer: Observer
     watch: Watch
+    heart: Heartbeat
     stream: Loader
     budget: ErrorBudget
     records: StepRecords
@@ -111,6 +88,7 @@ def _run(run: Run, around: Around) -> None:
         run.stream.close()
         run.tracker.close()
         run.engine.close()
+        run.heart.close()
 
 
 def _settle(config: Config, around: Around) -> Config:
@@ -141,6 +119,8 @@ def _open(config: Config, around: Around) -> Run:
     live = LiveLine(total_steps) if is_main else None
     tracker = _tracker(config, around, state, live)
     checkpoints.on_event = tracker.event
+    for stall in stalls_of(config.run_dir, checkpoints.attempt - 1) if is_main else ():
+        tracker.event("stalled", attempt=checkpoints.attempt - 1, what=stall)
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
     if is_main:
         around.say(summary(config, engine, sources, state, total_steps))
@@ -151,6 +131,7 @@ def _open(config: Config, around: Around) -> Run:
         tracker=tracker,
         observer=Observer(config, engine, sources, tracker),
         watch=Watch(config.engine.max_skipped, config.run_dir, engine),
+        heart=_heart(config, engine, checkpoints.attempt),
         stream=_stream(config, engine, sources, state.step),
         budget=ErrorBudget(config.data.error_ratio, config.data.error_run),
         records=StepRecords(config, engine, sources.train.num_samples),
@@ -159,6 +140,11 @@ def _open(config: Config, around: Around) -> Run:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch(config, sources.train.num_samples),
     )
+
+
+def _heart(config: Config, engine: Engine, attempt: int) -> Heartbeat:
+    limits = {"timeout_s": config.engine.collective_timeout_s, "reading_s": config.data.timeout_s}
+    return Heartbeat(config.run_dir, engine.rank, attempt, **limits)
 
 
 def _sources(config: Config, is_main: bool) -> Sources:
@@ -210,19 +196,6 @@ def _stream(config: Config, engine: Engine, sources: Sources, start_step: int) -
     )
 
 
-def steps_of(config: Config, num_samples: int) -> int:
-    """Optimizer steps of the whole run: as given, or from passes over the data (k crops a decode count as k)."""
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * steps_per_epoch(config, num_samples)))
-
-
-def steps_per_epoch(config: Config, num_samples: int) -> float:
-    """Optimizer steps of one pass over the data; k crops a decode count as k passes' worth."""
-    return config.data.crops_per_decode * num_samples / config.data.batch_size
-
-
 def _loop(run: Run, around: Around) -> None:
     config, engine = run.config, run.engine
     mixing = Mixing.of(config.data)
@@ -231,12 +204,16 @@ def _loop(run: Run, around: Around) -> None:
     while run.state.step < run.total_steps:
         step = run.state.step
         began = time.perf_counter()
+        run.heart.reading(step)
         batches = list(islice(run.stream, config.engine.accumulation))
         waited = time.perf_counter() - began
+        run.heart.agreeing(step)
         agreed = agree(batches, around.stop.wanted(), run.checkpoints.written)
         lr = rate(step, run.total_steps, config.optim, config.data.batch_size)
         followed = cast("PretrainModel", engine.model).at_step(step, run.total_steps, run.steps_per_epoch)
+        run.heart.training(step)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
+        run.heart.resting(step)
         run.watch.note(step, batches, result.skipped)
         run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began, followed)
         run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))

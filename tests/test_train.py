@@ -70,6 +70,25 @@ def test_a_run_asked_to_stop_saves_and_says_75_then_goes_on_exactly(tmp_path: Pa
     chaos.compare(calm, asked)
 
 
+def test_a_rank_that_freezes_is_ended_and_named_and_the_run_goes_on_exactly(tmp_path: Path, pattern: str) -> None:
+    calm, frozen = tmp_path / "calm", tmp_path / "frozen"
+    assert start(calm, pattern, world=2, steps=60)[0].code == 0
+    settings = [*chaos.overrides(frozen, pattern, steps=60, stage=1, workers=0), "engine.collective_timeout_s=6"]
+    attempt = shared().start(chaos.CASE, 2, {"overrides": settings})
+    while chaos.last_step(frozen) < 20:
+        time.sleep(0.02)
+    os.kill(attempt.pids[1], signal.SIGSTOP)
+    waiting, stopped = attempt.wait()
+    assert (waiting.code, stopped.code) == (75, -signal.SIGKILL), waiting.output[-3000:]
+    assert "E75 another process of this job is gone" in waiting.output
+    assert "E75 rank 1 is stopped at step" in stopped.output
+    assert start(frozen, pattern, world=2, steps=60)[0].code == 0
+    journal = [json.loads(line) for line in (frozen / "journal.jsonl").read_text().splitlines()]
+    (stalled,) = (event for event in journal if event["event"] == "stalled")
+    assert stalled["what"].startswith("rank 1 is stopped at step")
+    chaos.compare(calm, frozen)
+
+
 def test_a_changed_setting_is_refused_and_fresh_moves_the_old_run_aside(tmp_path: Path, pattern: str) -> None:
     run_dir = tmp_path / "run"
     assert start(run_dir, pattern, steps=2)[0].code == 0
