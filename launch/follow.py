@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from launch import slurm
 from launch.submit import SUBMITTED
+from pretrain.engine.attempts import Attempts
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,9 +100,8 @@ def show(options: argparse.Namespace) -> None:
         rate = f", {run.images_per_s():,.0f} images/s" if run.images_per_s() else ""
         print(f"step        {last['step']:,}{total}, loss {_number(last.get('loss'), '.4f')}{rate}")
     for path in sorted((folder / "attempts").glob("[0-9]*.json")):
-        facts, steps = _json(path), path.with_suffix(".steps")
-        published = steps.read_text().split() if steps.exists() else []
-        what = f"checkpoints to step {int(published[-1]):,}" if published else "no checkpoint"
+        facts, published = _json(path), Attempts(folder).steps_of(int(path.stem))
+        what = f"checkpoints to step {published[-1]:,}" if published else "no checkpoint"
         print(f"attempt {int(path.stem):<3} {facts.get('world_size', '?')} processes on {facts.get('host', '?')}"
               f"{', job ' + str(facts['job']) if facts.get('job') else ''}: {what}")  # fmt: skip
     for path in sorted((folder / "ckpt").glob("[0-9]*-a*")):

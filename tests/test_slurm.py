@@ -219,6 +219,35 @@ def test_a_job_that_gets_nowhere_is_not_put_back_for_ever(desk: Desk) -> None:
     assert desk.lacuna("show", "runs/first").count("no checkpoint") == 3
 
 
+CRAMPED = """
+ckpt="$SLURM_SUBMIT_DIR/runs/first/ckpt"
+journal="$SLURM_SUBMIT_DIR/runs/first/journal.jsonl"
+mkdir -p "$ckpt" && mount -t tmpfs -o size=4m none "$ckpt" || exit 78
+head -c 4m /dev/zero > "$ckpt/.others" 2> /dev/null
+(until grep -q "checkpoint failed" "$journal"; do sleep 0.02; done; rm "$ckpt/.others") &
+python -m launch train "$@" || exit
+cp -a "$ckpt" "$ckpt.kept" && umount "$ckpt" && cp -a "$ckpt.kept/." "$ckpt"
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_nothing_else(desk: Desk) -> None:
+    """The job has its checkpoints on a real, private file system of 4 MiB that others fill before it saves."""
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"needs user namespaces: unshare -rm says {probe.stderr.strip()}")
+    (desk.folder / "cramped.sh").write_text(CRAMPED)
+    site = desk.folder / "site.toml"
+    site.write_text(f'run = ["unshare", "-rm", "bash", "{desk.folder}/cramped.sh"]\n')
+    more = ("checkpoint.every_steps=100",)
+    calm = desk.folder / "calm" / "calm"
+    chaos.calm(shared(), settings(calm, desk.pattern, *more), world=1)
+    job = desk.submit("--site", str(site), nodes=1, more=more)
+    desk.ends(job, "COMPLETED")
+    assert "checkpoint failed" in desk.log() and desk.attempts() == 1
+    chaos.compare(calm, desk.run_dir)
+
+
 def test_two_jobs_of_one_run_do_not_mix(desk: Desk, calm: Path) -> None:
     """The first stands still, as behind a network that is cut, while the second does all; then it wakes."""
     waits = ("engine.collective_timeout_s=600",)

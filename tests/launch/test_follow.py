@@ -69,7 +69,7 @@ def test_runs_are_listed_the_newest_last(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_show_says_what_was_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made(tmp_path / "first", steps=40, events=(FAILED,))
-    (folder / "attempts" / "000001.steps").write_text("20\n40\n")
+    (folder / "attempts" / "000001.steps").write_text("20 0.012\n40 0.011\n")
     (folder / "ckpt" / "0000000040-a000001").mkdir(parents=True)
     (folder / "ckpt" / "0000000040-a000001" / "x").write_bytes(bytes(2_000_000))
     assert main(["show", str(folder)]) == 0
