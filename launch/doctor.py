@@ -7,13 +7,18 @@ import os
 import resource
 import shutil
 import socket
+import tempfile
+import time
 from importlib import metadata
 from urllib.parse import urlparse
 
 from launch import environment as env
 from launch import slurm
+from launch.collectives import collectives
 from pretrain.errors import DataError, LacunaError
 
+_PROBE_BYTES = 64 << 20
+_VITB_BYTES = 1.35e9  # of a checkpoint of configs/mae_vitb16.py: weights and two moments of encoder and decoder
 _PACKAGES = ("torch", "deepspeed", "webdataset", "einops", "safetensors", "simplejpeg", "pillow", "timm", "wandb")
 
 
@@ -21,9 +26,13 @@ def doctor(data: str | None, *, attention: bool = False) -> None:
     """Prints the findings, with `attention` the branch every usual attention takes; raises DataError when data was
     given and cannot be read."""
     place = env.detect()
+    works, met = collectives(place)
+    if place.rank:  # one of a job's tasks speaks
+        return
     _line("ok", "process", place.describe())
     _packages()
     _devices()
+    _line("ok" if works else "MEND", "collectives", met)
     _storage()
     _files()
     _wandb()
@@ -61,8 +70,6 @@ def _devices() -> None:
     else:
         _line("note", "device", f"no GPU: runs use {env.cores()} CPU cores; fine for tests and small models")
     _line("ok", "precision", f"engine.precision=auto means {resolve_precision('auto')} here")
-    backends = ["gloo"] + (["nccl"] if torch.distributed.is_nccl_available() and torch.cuda.is_available() else [])
-    _line("ok", "collectives", ", ".join(backends))
 
 
 def _attention() -> None:
@@ -93,6 +100,7 @@ def _storage() -> None:
     free = shutil.disk_usage(".").free / 2**30
     mark = "ok" if free > 10 else "MEND"
     _line(mark, "disk", f"{free:.1f} GiB free here" + ("" if free > 10 else "; checkpoints and shards need more"))
+    _write_rate()
     if os.path.isdir("/dev/shm"):
         shared = os.statvfs("/dev/shm")
         size = shared.f_bavail * shared.f_frsize / 2**30
@@ -106,6 +114,23 @@ def _storage() -> None:
                 else "; loader workers pass batches through it: use docker run --shm-size=8g, or data.workers=0"
             ),
         )
+
+
+def _write_rate() -> None:
+    """Writes a file as a checkpoint is written, flushed to the disk, and removes it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=".", prefix=".lacuna-doctor-") as file:
+            began = time.perf_counter()
+            file.write(os.urandom(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+            rate = _PROBE_BYTES / (time.perf_counter() - began)
+    except OSError as error:
+        _line("MEND", "disk", f"cannot write here ({error}); set runs_dir to a place that takes files")
+        return
+    size = _VITB_BYTES / rate
+    _line("ok", "disk", f"writes {rate / 1e6:,.0f} MB/s: a ViT-B's checkpoint takes some {size:.0f} s" + (
+        "" if size < 30 else "; checkpoint.background=true lets training go on meanwhile"))  # fmt: skip
 
 
 def _files() -> None:

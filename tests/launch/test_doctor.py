@@ -1,8 +1,13 @@
 """launch/doctor.py"""
 
+import re
+import socket
+
 import torch
 
 from launch import cli
+from launch.collectives import collectives
+from launch.environment import Environment
 from masking.attention.op import BRANCHES, Shape, choose
 from masking.attention.weighting import Weighting
 
@@ -19,6 +24,17 @@ def test_doctor_says_what_computes_each_attention_and_why(capsys):
     assert any(found.endswith(line) for found in lines)
 
 
-def test_doctor_is_silent_on_attention_unless_asked(capsys):
+def test_doctor_is_silent_on_attention_unless_asked_and_tries_the_collectives_and_the_disk(capsys):
     assert cli.main(["doctor"]) == 0
-    assert " attention " not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " attention " not in said
+    assert re.search(r"^ok +collectives (gloo|nccl) adds up 32 MB over 2 processes at \d+\.\d GB/s$", said, re.M)
+    assert re.search(r"^ok +disk +writes [\d,]+ MB/s: a ViT-B's checkpoint takes some \d+ s", said, re.M)
+
+
+def test_processes_that_cannot_meet_are_told_of_with_what_to_do():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        place = Environment(0, 1, 0, "127.0.0.1", taken.getsockname()[1], "python")
+        works, said = collectives(place)
+    assert not works and "2 processes do not meet at 127.0.0.1:" in said and "NCCL_SOCKET_IFNAME" in said
