@@ -311,3 +311,10 @@ def test_what_cannot_be_submitted_is_said_before_anything_is_written(desk: Desk)
 def test_the_doctor_says_how_a_run_will_fare_here(desk: Desk) -> None:
     said = desk.lacuna("doctor")
     assert "cluster test" in said and "RequeueExit has 75" in said and "a preempted job gets USR2" in said
+
+
+@pytest.mark.slow
+def test_the_doctor_as_a_job_lets_its_own_tasks_meet(desk: Desk) -> None:
+    command = ["srun", "-N2", "-n2", sys.executable, "-m", "launch", "doctor"]
+    said = desk.cluster.run(*command, env={"PYTHONPATH": str(ROOT)}, cwd=desk.folder)
+    assert said.count("process     slurm, SLURM job") == 1 and "gloo adds up 32 MB over 2 processes" in said
