@@ -22,6 +22,7 @@ from pretrain.engine.commit import COMMIT, BadCheckpoint, Commit, directory_name
 from pretrain.engine.engine import Engine
 from pretrain.engine.settings import CheckpointConfig
 from pretrain.engine.stored import rank_file
+from pretrain.engine.trust import objection
 from pretrain.errors import CheckpointError, CrashLoopError, FencedError
 
 _NAME = re.compile(r"\d{10}-a\d{6}")
@@ -104,6 +105,7 @@ class Checkpoints:
         expected is the state of this run at step 0: its constants must be those stored, unless allow_change.
         """
         names = self._together(lambda: self._tidy() if self._is_main else [])[0]
+        self._require_trusted([self._dir / name for name in names])
         for name in names:
             commit = self._verified(self._dir / name)
             if commit is None:
@@ -194,6 +196,11 @@ class Checkpoints:
             if name.startswith((".tmp-", ".trash-")):
                 fsops.remove_tree(self._dir / name)
         return sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
+
+    def _require_trusted(self, candidates: list[Path]) -> None:
+        found = self._together(lambda: objection(self._run_dir, candidates, self._attempts.owner(self.attempt)))
+        if any(found):
+            raise CheckpointError(next(filter(None, found)))
 
     def _verified(self, directory: Path) -> Commit | None:
         """The commit all ranks found and agree on; a directory that is bad for any of them is set aside by name."""

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from pretrain import strict_json
 from pretrain.engine import fsops
 from pretrain.errors import CheckpointError
 
@@ -82,7 +83,7 @@ def read_facts(directory: Path) -> Facts:
     if len(found) != 1:
         raise CheckpointError(f"{directory} holds {len(found)} different sets of facts; it was not written by one save")
     shapes, updates = found.pop()
-    return Facts(json.loads(shapes), int(updates))
+    return Facts(strict_json.loads(shapes), int(updates))
 
 
 class Reader:
@@ -101,6 +102,10 @@ class Reader:
     def has(self, kind: str) -> bool:
         """Whether anything of this kind was stored."""
         return any(stored == kind for stored, _ in self._where)
+
+    def size(self, kind: str, name: str) -> int:
+        """How many values of this kind of this tensor were stored."""
+        return sum(size for _, size, _ in self._where.get((kind, name), ()))
 
     def holds(self, kind: str, name: str) -> bool:
         """Whether anything of this kind of this tensor was stored."""
@@ -128,6 +133,8 @@ def read_weights(directory: Path, *, ema: bool = False) -> dict[str, Tensor]:
     weights = {}
     for name, shape in facts.shapes.items():
         kind = FIXED if reader.holds(FIXED, name) else (EMA if ema else MASTER)
+        if math.prod(shape) != reader.size(kind, name):  # before so many are allocated
+            raise CheckpointError(f"{directory} says that {name} is {shape} and holds {reader.size(kind, name)} values")
         values = torch.empty(math.prod(shape), dtype=torch.float32)
         reader.fill(kind, name, 0, values)
         weights[name] = values.view(shape)
