@@ -3,6 +3,7 @@ their own size is compared with the file before anything is allocated for it."""
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def read_state(path: Path) -> dict[str, Any]:
 def _check_archive(path: Path) -> None:
     """torch writes its zip archives without compression; one that is packed may unpack to anything."""
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return  # torch's older format: what is claimed is reserved, and used as far as the file has bytes
+        is_zip = file.read(2) == b"PK"
+    if not is_zip and tarfile.is_tarfile(path):  # torch would unpack it on the disk
+        raise ConfigError(f"{path} is of torch's first format, a tar, which is not read{_SAFETENSORS}")
+    if not is_zip:
+        return  # torch's older format: what is claimed is reserved, and used as far as the file has bytes
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: the shape of files, words beside settings, one reader of the environment."""
+"""The rules of the house that a machine can check: the shape of files, words beside settings, who reads what."""
 
 from __future__ import annotations
 
