@@ -6,6 +6,7 @@ different files; and a thousand brackets end it in a RecursionError, which nobod
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 MAX_BYTES = 64 << 20
@@ -21,12 +22,12 @@ def loads(text: str | bytes) -> Any:
         value = json.loads(text, object_pairs_hook=_no_key_twice)
     except RecursionError as error:
         raise _too_deep() from error
-    level, depth = [value], 0
+    level, depth = _brackets([value]), 0
     while level:  # by width, since a value that is too deep is also too deep for a recursion
-        level = [inner for outer in level for inner in _inside(outer)]
         depth += 1
-        if depth > MAX_DEPTH + 1:
+        if depth > MAX_DEPTH:
             raise _too_deep()
+        level = [inner for outer in level for inner in _brackets(outer.values() if isinstance(outer, dict) else outer)]
     return value
 
 
@@ -39,10 +40,8 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _brackets(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 def _too_deep() -> ValueError:

@@ -85,7 +85,8 @@ def test_every_verb_that_reads_checkpoints_refuses_and_takes_trust(
         tokenizer = ConvTokenizerConfig(FSQConfig((5, 4, 3)), patch_size=4, width=16, blocks=1)
         save(run, 7, config=replace(CONFIG, backbone=tokenizer, objective=ReconstructionConfig(), mask=None))
     newest(run).chmod(0o777)
-    more = {"export": ["-o", str(run / "out" / "x.safetensors")], "tokenize": [str(run), str(run / "out")]}.get(verb, [])
+    out = str(run / "out" / "x.safetensors")
+    more = {"export": ["-o", out], "tokenize": [str(run), out]}.get(verb, [])
     assert main([verb, str(run), *more]) in (77, 78)
     refused = capsys.readouterr().err
     assert main([verb, str(run), *more, "--trust"]) in (0, 78)
