@@ -1,5 +1,4 @@
-"""Shards from strangers: whatever is in a tar, its index or its name, no command runs it, and none writes by its names.
-"""
+"""Shards from strangers: whatever is in a tar, its index or its name, no command runs it or writes by its names."""
 
 from __future__ import annotations
 
@@ -144,9 +143,7 @@ def test_members_are_limited_in_size_and_number_before_they_are_read(tmp_path: P
         ([], "points outside"),
     ],
 )
-def test_an_index_that_points_outside_of_its_shard_is_refused(
-    tmp_path: Path, entries: list[Entry], said: str
-) -> None:
+def test_an_index_that_points_outside_of_its_shard_is_refused(tmp_path: Path, entries: list[Entry], said: str) -> None:
     path = write(tmp_path / "x.tar", samples(2))
     size, sha256 = path.stat().st_size, TarReader(path).sha256
     content = index_file.build([Sample("a", 0, tuple(entries))], [], bytes=size, sha256=sha256, verify="header")

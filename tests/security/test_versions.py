@@ -22,7 +22,7 @@ DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 PAST = {  # package -> the first release without the hole, and the hole
     "torch": ("2.10", "weights_only=True could run code (CVE-2025-32434) or corrupt memory (CVE-2026-24747)"),
     "pillow": ("10.0.1", "WEBP could overflow the heap (CVE-2023-4863)"),
-    "deepspeed": ("0.15.1", "its communication could run a peer's code (CVE-2024-43497)"),
+    "deepspeed": ("0.19", "CVE-2024-43497, code run by a crafted input, is of releases long before"),
 }
 
 
