@@ -17,15 +17,19 @@ from launch.generate import add_options as add_generate_options
 from launch.generate import generate
 from launch.submit import add_options as add_submit_options
 from launch.submit import submit
+from pretrain.engine.trust import TRUST
 from pretrain.errors import LacunaError
 
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
 78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
 
+_READERS = ("train", "submit", "evaluate", "generate", "tokenize", "export")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code. A refusal is one line on stderr."""
     options = _parser().parse_args(arguments)
+    TRUST.everyone = options.trust
     try:
         options.handler(options)
     except LacunaError as error:
@@ -76,7 +80,9 @@ def _add(verbs, name: str, handler: Callable, help_text: str, **more) -> argpars
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **more,
     )
-    verb.set_defaults(handler=handler)
+    verb.set_defaults(handler=handler, trust=False)
+    if name in _READERS:
+        verb.add_argument("--trust", action="store_true", help="read checkpoints that others could have written, too")
     return verb
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from launch import environment as env
+from pretrain.errors import LacunaError
 
 _BYTES = 32 << 20
 _ROUNDS = 3
@@ -59,7 +60,7 @@ def _measure(place: env.Environment) -> tuple[bool, str]:
         right = bool(values[0] == float(place.world_size) ** (_ROUNDS + 1))  # waits for a GPU
         rate = _BYTES * _ROUNDS / (time.perf_counter() - began) / 1e9
         dist.destroy_process_group()
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, LacunaError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return False, (
             f"{among} do not meet at {place.master_addr}:{place.master_port}: {reason}; name the network in "

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from urllib.parse import urlsplit
 
 from pretrain.errors import ConfigError
 from pretrain.tracking.access import WandbAccess
@@ -104,9 +105,12 @@ def threads_set(environ: Mapping[str, str] | None = None) -> bool:
 def wandb_access(environ: Mapping[str, str] | None = None) -> WandbAccess:
     """What the environment says about W&B: whether there is a key, which server, which mode."""
     env = os.environ if environ is None else environ
+    base_url = env.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if "@" in urlsplit(base_url).netloc:
+        raise ConfigError("WANDB_BASE_URL holds a user name or password, which the run's files would show; remove it")
     return WandbAccess(
         has_key=bool(env.get("WANDB_API_KEY")) or _netrc_has_wandb(env),
-        base_url=env.get("WANDB_BASE_URL", "https://api.wandb.ai"),
+        base_url=base_url,
         mode=env.get("WANDB_MODE"),
     )
 
@@ -135,8 +139,8 @@ def _address(env: Mapping[str, str], launcher: str, world_size: int) -> tuple[st
     port = _int(env, "MASTER_PORT", 0)
     if world_size == 1:
         return env.get("MASTER_ADDR", "127.0.0.1"), port or _free_port()
-    if not port:  # the same on every task, different for every job
-        seed = env.get("SLURM_JOB_ID", "0") + env.get("SLURM_STEP_ID", "0")
+    if not port:  # the same on every task, different for every job, and for its next attempt should this one be taken
+        seed = "".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
         port = 20000 + int(re.sub(r"\D", "", seed) or 0) % 20000
     address = env.get("MASTER_ADDR")
     if address is None and launcher == "slurm":

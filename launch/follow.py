@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from launch import slurm
 from launch.submit import SUBMITTED
+from pretrain import strict_json
 from pretrain.engine.attempts import Attempts
 from pretrain.errors import ConfigError
 
@@ -237,7 +237,7 @@ def _number(value: object, form: str) -> str:
 
 def _json(path: Path) -> Record:
     try:
-        found = json.loads(path.read_text())
+        found = strict_json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

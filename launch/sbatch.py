@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
+from pretrain.errors import ConfigError
+
 _MARK = "# filled in by lacuna submit"
 _OPTION = "#SBATCH --"
 
@@ -17,7 +19,8 @@ def template() -> str:
 
 def render(options: Mapping[str, str | None], lines: Sequence[str]) -> str:
     """The script: `#SBATCH --name=value` for each of options (None: the template's own is left out; an empty value: a
-    flag), those of the template that are not among them as they are, and lines where it has room for them."""
+    flag), those of the template that are not among them as they are, and lines where it has room for them. Raises
+    ConfigError for a value with a line break."""
     text = template()
     head, _, rest = text.partition(_OPTION)
     block, _, body = (_OPTION + rest).partition("\n\n")
@@ -32,6 +35,9 @@ def render(options: Mapping[str, str | None], lines: Sequence[str]) -> str:
     header = [f"{_OPTION}{name}" + (f"={value}" if value else "") for name, value in kept.items()]
     if options.get("gpus"):
         header.append(f"#SBATCH {options['gpus']}")
+    broken = next((line for line in header if "\n" in line or "\r" in line), None)
+    if broken is not None:  # what follows would be a command
+        raise ConfigError(f"{broken!r} has a line break, and an option of sbatch is one line; take it out")
     assert body.count(_MARK) == 1, "slurm/train.sbatch has lost its mark"
     return head + "\n".join(header) + "\n\n" + body.replace(_MARK, "\n".join([_MARK, *lines]))
 

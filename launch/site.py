@@ -43,6 +43,8 @@ def read_site(path: Path | None) -> Site:
             return Site()
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConfigError(f"the site file {path} is nested too deeply; see slurm/site.example.toml") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the site file {path} cannot be read: {error}; see slurm/site.example.toml") from error
     known = {field.name: field for field in fields(Site)}
@@ -65,5 +67,5 @@ def _check(path: Path, name: str, value: Any) -> None:
         kind = "a list of texts" if lists else "a whole number" if name == "cpus_per_task" else "a text"
         raise ConfigError(f"the site file {path} has {name} = {value!r}; it must be {kind}")
     for text in value if lists else [value]:
-        if "\n" in str(text):
+        if {"\n", "\r"} & set(str(text)):
             raise ConfigError(f"the site file {path} has a line break in {name}; write one line an entry")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretrain.errors import ConfigError
 
-_JOB = re.compile(r"\d+(_\d+)?")
+_JOB = re.compile(r"[0-9]+(_[0-9]+)?")
 _WAIT_S = 30
 
 

@@ -132,7 +132,7 @@ def _home(runs: Sequence[_Run], dry: bool) -> Path:
 
 
 def _options(options: argparse.Namespace, site: Site, tasks: int, runs: Sequence[_Run]) -> dict[str, str | None]:
-    gpus = site.gpus.format(gpus=options.gpus_per_node) if options.gpus_per_node else ""
+    gpus = site.gpus.replace("{gpus}", str(options.gpus_per_node)) if options.gpus_per_node else ""
     cpus = options.cpus_per_task or site.cpus_per_task
     found: dict[str, str | None] = {
         "job-name": re.sub(r"[^\w.+-]", "_", runs[0].name),
@@ -167,17 +167,17 @@ def _log(runs: Sequence[_Run]) -> Path:
 
 def _lines(options: argparse.Namespace, site: Site, home: Path, runs: Sequence[_Run]) -> list[str]:
     """What the script has at its mark: the site's lines, the code, and what the run is told."""
-    lines = [f"module load {name}" for name in site.modules] + list(site.setup)
+    lines = ["module load " + " ".join(map(shlex.quote, name.split())) for name in site.modules] + list(site.setup)
     code = shlex.quote(str((home / "code").absolute()))
     lines.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}")
     if site.run:
         lines.append(f"run={array(site.run)}")
-    config = str(home / "config.py")
+    words = [*(["--trust"] if options.trust else []), str(home / "config.py")]
     if len(runs) == 1:
-        lines.append(arguments([config, *runs[0].overrides]))
+        lines.append(arguments([*words, *runs[0].overrides]))
     else:
         lines.append('case "$SLURM_ARRAY_TASK_ID" in')
-        lines += [f"    {n}) {arguments([config, *run.overrides])} ;;" for n, run in enumerate(runs)]
+        lines += [f"    {n}) {arguments([*words, *run.overrides])} ;;" for n, run in enumerate(runs)]
         lines.append("esac")
     return lines
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from masking.draw import MaskStrategy
 from masking.strategies import all_strategies
+from pretrain import strict_json
 from pretrain.backbones.base import BackboneConfig
 from pretrain.config_json import from_json
 from pretrain.data.settings import DataConfig
@@ -130,7 +131,7 @@ def read_config(path: str | Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the directory of a run, for example runs/first")
     try:
-        config = from_json(json.loads(path.read_text()), str(path))
+        config = from_json(strict_json.loads(path.read_text()), str(path))
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise ConfigError(f"{path} is not the config of a run: {error}") from error
     if not isinstance(config, Config):

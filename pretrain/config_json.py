@@ -33,6 +33,6 @@ def component(name: Any, source: str) -> type[Any]:
         kind = getattr(importlib.import_module(module_name), class_name, None)
     except ImportError:
         kind = None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)) or kind.__module__ != module_name:
         raise ConfigError(f"{source} names the type {name!r}, which this version does not have")
     return kind

@@ -64,7 +64,8 @@ class Run:
 def train(config: Config, around: Around) -> None:
     """Trains config's run to its last step. Raises SavedForLater when asked to stop before, and LacunaErrors."""
     try:
-        init_distributed(around.place, config.engine.collective_timeout_s)
+        job = f"run {config.run_dir.absolute()}" + (f" of job {around.job}" if around.job else "")
+        init_distributed(around.place, config.engine.collective_timeout_s, job=job)
         _run(_open(_settle(config, around), around), around)
     except RuntimeError as error:
         if not is_peer_failure(error):

@@ -21,14 +21,14 @@ else:
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
     frozenset({
-        "pretrain.errors", "pretrain.data.settings", "pretrain.engine.settings", "pretrain.tracking.settings",
-        "pretrain.tracking.access", "pretrain.evaluation.settings",
+        "pretrain.errors", "pretrain.strict_json", "pretrain.data.settings", "pretrain.engine.settings",
+        "pretrain.tracking.settings", "pretrain.tracking.access", "pretrain.evaluation.settings",
     }),
     frozenset({
         "pretrain.types", "pretrain.patches", "pretrain.ranges", "pretrain.timm_shim", "pretrain.config_json",
         "pretrain.engine.fsops", "pretrain.weights_file",
     }),
-    frozenset({"pretrain.engine.commit", "pretrain.engine.stored"}),
+    frozenset({"pretrain.engine.commit", "pretrain.engine.stored", "pretrain.engine.trust"}),
     frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one
     frozenset({"pretrain.backbones", "pretrain.data.rand_augment"}),
     frozenset({"pretrain.tokenizers"}),

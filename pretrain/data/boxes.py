@@ -1,11 +1,10 @@
 """Object boxes in a sample's json, `{"boxes": [[12, 30, 200, 180]]}`: pixels of the image as training sees it, upright.
 
 A box is [left, top, right, bottom] (`data.boxes=xyxy`) or [left, top, width, height] (`xywh`). The text is a
-stranger's: its size is limited, Python's json reads it, and every number is looked at before it is used."""
+stranger's: its size is limited, it is read strictly, and every number is looked at before it is used."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import strict_json
 from pretrain.data.settings import BoxForm
 
 _MAX_JSON = 1 << 20  # bytes
@@ -29,9 +29,7 @@ def read_boxes(content: bytes) -> NDArray[np.float64]:
     if len(content) > _MAX_JSON:
         raise BadBoxes(f"its json has {len(content)} bytes; at most {_MAX_JSON} are read for boxes")
     try:
-        about = json.loads(content)
-    except RecursionError as error:
-        raise BadBoxes("its json is nested too deeply") from error
+        about = strict_json.loads(content)
     except ValueError as error:
         raise BadBoxes(f"its json cannot be read ({ascii(str(error))[1:-1][:100]})") from error
     if not isinstance(about, dict):

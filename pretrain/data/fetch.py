@@ -74,6 +74,8 @@ class Cache:
                 while chunk := reply.read(_CHUNK):
                     digest.update(chunk)
                     size += len(chunk)
+                    if size > self.max_bytes:
+                        raise DataError(f"{url} has more than {self.max_bytes} bytes, as data.cache_gb allows")
                     file.write(chunk)
             if expected is not None and int(expected) != size:
                 raise ConnectionError(f"{size} of {expected} bytes arrived")

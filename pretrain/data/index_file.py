@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import strict_json
 from pretrain.errors import DataError
 
 VERSION = 1
@@ -86,6 +87,18 @@ class ShardIndex:
             self._columns[name] = column
             at += _padded(column.nbytes)
 
+    def is_sound(self) -> bool:
+        """Whether every number in the columns is one that `build` could have written: a stranger's index may be whole
+        and say anything."""
+        first, ends, keys = (self._columns[name] for name in ("first_member", "key_end", "keys"))
+        offset, size = (self._columns[name] for name in ("offset", "size"))
+        inside = (offset <= self.bytes) & (size <= self.bytes - np.minimum(offset, self.bytes).astype(np.int64))
+        return bool(
+            first[0] == 0 and first[-1] == len(offset) and (first[:-1] < first[1:]).all()
+            and (ends[:-1] < ends[1:]).all() and (ends[-1] if len(ends) else 0) == len(keys)
+            and (self._columns["extension"] < len(self.extensions)).all() and inside.all()
+        )  # fmt: skip
+
     @property
     def labels(self) -> NDArray[np.int32]:
         """(S,) int32, the integer in each sample's .cls member, -1 where there is none."""
@@ -95,7 +108,7 @@ class ShardIndex:
         """The key of a sample."""
         ends = self._columns["key_end"]
         start = int(ends[sample - 1]) if sample else 0
-        return self._columns["keys"][start : int(ends[sample])].tobytes().decode()
+        return self._columns["keys"][start : int(ends[sample])].tobytes().decode(errors="backslashreplace")
 
     def members(self, sample: int) -> list[Entry]:
         """The members of a sample, as they lie in the tar."""
@@ -138,7 +151,7 @@ def load(path: Path) -> ShardIndex:
     """The index in a file, mapped into memory and checked as a whole. DataError where it is damaged or too new."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size < _START.size + 32:
+        if size == 0:  # cannot be mapped
             raise _damaged(path)
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     return parse(mapped, path)
@@ -147,13 +160,22 @@ def load(path: Path) -> ShardIndex:
 def parse(content: Any, path: Path) -> ShardIndex:
     """The index in a buffer; path is what errors name."""
     view = memoryview(content)
+    if len(view) < _START.size + 32:
+        raise _damaged(path)
     magic, version, length = _START.unpack(view[: _START.size])
     if magic == _MAGIC and version != VERSION:
         raise DataError(f"{path} is an index of version {version}, not {VERSION}; run `lacuna index` again")
     if magic != _MAGIC or hashlib.sha256(view[:-32]).digest() != bytes(view[-32:]):
         raise _damaged(path)
     start = _START.size + length
-    return ShardIndex(json.loads(bytes(view[_START.size : start])), view[start:-32])
+    try:
+        index = ShardIndex(strict_json.loads(bytes(view[_START.size : start])), view[start:-32])
+        sound = index.is_sound()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path} is no index of ours ({error}); delete it and run `lacuna index` again") from error
+    if not sound:
+        raise DataError(f"{path} points outside of its shard or of itself; delete it and run `lacuna index` again")
+    return index
 
 
 def _damaged(path: Path) -> DataError:

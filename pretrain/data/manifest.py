@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pretrain import strict_json
 from pretrain.errors import DataError
 
 NAME = "manifest.json"
@@ -77,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 def parse_manifest(content: bytes, name: str) -> Manifest | None:
     """A manifest from its bytes; name is what errors name. None for another project's manifest.json."""
     try:
-        data = json.loads(content)
+        data = strict_json.loads(content)
         if data.get("format") != "lacuna-manifest":
             return None
         if data["version"] != VERSION:

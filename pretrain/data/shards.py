@@ -42,6 +42,7 @@ __all__ = [
     "write_manifest",
 ]  # fmt: skip
 OnProgress = Callable[[int, int], None]  # (done, of how many)
+MAX_SAMPLE = 256 << 20  # bytes of one read: a sample's members, and what lies between them
 _MAX_OPEN = 512  # files and mapped indexes a process keeps
 
 
@@ -176,6 +177,8 @@ class ShardSet:
             return {}
         start = min(member.offset for member in members)
         size = max(member.offset + member.size for member in members) - start
+        if size > MAX_SAMPLE:
+            raise BadBytes(f"its members span {size} bytes; at most {MAX_SAMPLE} are read of a sample")
         data = retry(lambda: self._pread(shard, size, start), self.names[shard])
         found = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in members}
         if any(zlib.crc32(found[m.extension]) != m.crc32 for m in members):

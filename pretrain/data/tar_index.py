@@ -20,7 +20,7 @@ Dedupe = Literal["refuse", "keep-first"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")  # of a sample's images, the first of these is the image
 _SPLIT = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__(?:$|/)")  # webdataset's names for what belongs to no sample
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would act on them
 _MAX_NAME = 255  # bytes
 _FEW = 8  # samples; with fewer, the last one lacking what all others have proves nothing
 

@@ -6,6 +6,7 @@ So headers are parsed once, here, before any training (ustar, pax and GNU record
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ class Member:
 class TarReader:
     """One pass over a tar file: `members()` to the end, then `sha256` of the whole file and its size in bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_MEMBER) -> None:
+        """max_members, folders included, of at most max_bytes each; more of either is a BrokenShard."""
+        self.path, self._max_members, self._max_bytes = path, max_members, max_bytes
         self.bytes = path.stat().st_size
         self._hash = hashlib.sha256()
         self._at = 0
@@ -92,14 +94,14 @@ class TarReader:
 
     def _content(self, file: BinaryIO, name: str, kind: bytes, size: int, at: int, count: int) -> bytes | None:
         """Bytes of a regular member; None for a folder."""
+        if size > self._max_bytes or count > self._max_members:
+            limit = f"{self._max_bytes >> 20} MiB a member and {self._max_members} members a shard are the limit"
+            raise self._broken(at, f"member {name!r}, number {count}, has {size} bytes", limit)
         if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
             return None
         if kind not in _REGULAR:
             what = _OTHERS.get(kind, f"of type {kind!r}")
             raise self._broken(at, f"member {name!r} is {what}", "only regular files may be in a shard; pack it again")
-        if size > MAX_MEMBER or count > MAX_MEMBERS:
-            limit = f"{MAX_MEMBER >> 20} MiB a member and {MAX_MEMBERS} members a shard are the limit"
-            raise self._broken(at, f"member {name!r}, number {count}, has {size} bytes", limit)
         if self._at + size > self.bytes:
             raise self._broken(at, f"cut short: member {name!r} has {size} bytes, {self.bytes - self._at} are left")
         return self._take(file, _padded(size), f"cut short after member {name!r}")[:size]
@@ -125,7 +127,7 @@ class TarReader:
             if not (space and equals and line.endswith(b"\n") and len(line) == length):
                 raise self._broken(at, "a pax record that cannot be parsed")
             pairs[_text(key)] = _text(value)
-        if not pairs.get("size", "0").isdecimal():
+        if not re.fullmatch(r"[0-9]{1,20}", pairs.get("size", "0")):
             raise self._broken(at, "a pax record whose size is no number")
         return pairs
 

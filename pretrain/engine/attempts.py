@@ -12,6 +12,7 @@ import re
 import socket
 from pathlib import Path
 
+from pretrain import strict_json
 from pretrain.engine import fsops
 from pretrain.errors import FencedError
 
@@ -53,6 +54,10 @@ class Attempts:
                 "this process ends: look for a second job of the same run"
             )
 
+    def owner(self, attempt: int) -> int:
+        """The user id that the file system gave to what that attempt wrote."""
+        return (self._dir / f"{attempt:06d}.json").stat().st_uid
+
     def published(self, attempt: int, step: int, seconds: float) -> None:
         """Notes that attempt published the checkpoint of step, and what that took."""
         fsops.append_line(self._dir / f"{attempt:06d}.steps", f"{step} {seconds:.3f}")
@@ -92,7 +97,7 @@ class Attempts:
 
     def _job_of(self, number: int) -> str | None:
         try:
-            facts = json.loads(fsops.read(self._dir / f"{number:06d}.json"))
+            facts = strict_json.loads(fsops.read(self._dir / f"{number:06d}.json"))
         except (OSError, ValueError):  # one that was killed while it took its number
             return None
         return facts.get("job") if isinstance(facts, dict) else None

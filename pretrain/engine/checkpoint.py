@@ -136,7 +136,7 @@ class Checkpoints:
         expected is the state of this run at step 0: its constants must be those stored, unless allow_change.
         """
         restorer = Restorer(self._run_dir, self._engine, self._attempts, self._tell)
-        state, path = restorer.restore(expected, allow_change=allow_change)
+        state, path = restorer.restore(expected, self.attempt, allow_change=allow_change)
         if path is not None:
             self.last_step, self._last_path = state.step, path
         return state

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain import strict_json
 from pretrain.engine import fsops
 from pretrain.engine.fsops import FileSum
 
@@ -49,13 +51,13 @@ def directory_name(step: int, attempt: int) -> str:
 def decode(data: bytes) -> Commit:
     """The Commit that data encodes; anything but exactly such bytes is a BadCheckpoint."""
     try:
-        body = json.loads(data)["body"]
+        body = strict_json.loads(data)["body"]
         files = {str(name): FileSum(int(f["size"]), str(f["sha256"])) for name, f in body["files"].items()}
         commit = Commit(
             int(body["step"]), int(body["attempt"]), str(body["layout"]), dict(body["run"]), dict(body["optim"]), files
         )
         good = body["version"] == _VERSION and commit.encode() == data
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCheckpoint(f"{COMMIT} cannot be read ({type(error).__name__})") from error
     if not good:
         raise BadCheckpoint(f"{COMMIT} is not what was written")
@@ -80,15 +82,19 @@ def verify(directory: Path, hashed: Container[str] | None = None) -> Commit:
 
     Raises BadCheckpoint for what is wrong, OSError for what cannot be read now.
     """
+    if directory.is_symlink():
+        raise BadCheckpoint(f"{directory.name} is a link")
     commit = read_commit(directory)
     found, expected = set(fsops.names(directory)) - {COMMIT}, set(commit.files)
     for name in sorted(found ^ expected):
         raise BadCheckpoint(f"{name} is {'missing' if name in expected else 'not of this checkpoint'}")
     for name, want in sorted(commit.files.items()):
         path = directory / name
-        size = path.lstat().st_size
-        if size != want.size:
-            raise BadCheckpoint(f"{name} has {size} bytes, not {want.size}")
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadCheckpoint(f"{name} is not a plain file")
+        if status.st_size != want.size:
+            raise BadCheckpoint(f"{name} has {status.st_size} bytes, not {want.size}")
         if hashed is None or name in hashed:
             try:
                 have = fsops.checksum(path)

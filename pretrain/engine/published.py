@@ -12,6 +12,7 @@ from torch import Tensor
 from pretrain.engine import fsops
 from pretrain.engine.commit import BadCheckpoint, Commit, verify
 from pretrain.engine.stored import EMA, Reader, read_weights
+from pretrain.engine.trust import require_trusted
 from pretrain.errors import CheckpointError, ConfigError
 
 _NAME = re.compile(r"(\d{10})-a\d{6}")
@@ -34,12 +35,14 @@ def read_newest(run_dir: Path, weights: str = "ema", step: int | None = None) ->
     weights themselves where the run keeps no average.
 
     Every byte is compared with the manifest before any is parsed; a checkpoint that fails is left as it is and the one
-    before it taken. Raises ConfigError for a step that is not there, CheckpointError where nothing verifies."""
+    before it taken. Raises ConfigError for a step that is not there, CheckpointError where nothing verifies, or where
+    somebody else could have written it (`pretrain.engine.trust`)."""
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights={weights!r}; use ema (averaged, where the run keeps that) or model")
     refused = []
     for directory in _candidates(run_dir, step):
         try:
+            require_trusted(run_dir, [directory])
             commit = verify(directory)
             which = "ema" if weights == "ema" and Reader(directory).has(EMA) else "model"
             return Published(directory, commit, which, read_weights(directory, ema=which == "ema"))

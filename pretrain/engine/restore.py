@@ -19,6 +19,7 @@ from pretrain.engine.commit import BadCheckpoint, Commit, verify
 from pretrain.engine.engine import Engine
 from pretrain.engine.run_state import CONSTANTS, RunState, state_of
 from pretrain.engine.stored import rank_file
+from pretrain.engine.trust import objection
 from pretrain.errors import CheckpointError
 
 PUBLISHED = re.compile(r"\d{10}-a\d{6}")  # a checkpoint's directory
@@ -32,10 +33,12 @@ class Restorer:
         self._run_dir, self._dir, self._engine = run_dir, run_dir / "ckpt", engine
         self._attempts, self._tell = attempts, tell
 
-    def restore(self, expected: RunState, *, allow_change: bool) -> tuple[RunState, Path | None]:
+    def restore(self, expected: RunState, attempt: int, *, allow_change: bool) -> tuple[RunState, Path | None]:
         """The state of the newest checkpoint that verifies, and where it is; expected and None for a run without
-        history. Raises CheckpointError where there was one and none is left, or where expected's constants differ."""
+        history. attempt is our own. Raises CheckpointError where there was one and none is left, where others could
+        have written it, or where expected's constants differ."""
         names = together(lambda: self._tidy() if self._is_main else [])[0]
+        self._require_trusted([self._dir / name for name in names], attempt)
         for name in names:
             commit = self._verified(self._dir / name)
             if commit is None:
@@ -63,6 +66,11 @@ class Restorer:
             if name.startswith((".tmp-", ".trash-")):
                 fsops.remove_tree(self._dir / name)
         return sorted((name for name in names if PUBLISHED.fullmatch(name)), reverse=True)
+
+    def _require_trusted(self, candidates: list[Path], attempt: int) -> None:
+        found = together(lambda: objection(self._run_dir, candidates, self._attempts.owner(attempt)))
+        if any(found):
+            raise CheckpointError(next(filter(None, found)))
 
     def _verified(self, directory: Path) -> Commit | None:
         """The commit all ranks found and agree on; a directory that is bad for any of them is set aside by name."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain import strict_json
 from pretrain.engine import fsops
 from pretrain.errors import CheckpointError
 
+_KEY = re.compile(r"(\w+)\|(\d{1,18})\|(.+)", re.DOTALL)
 MASTER, EMA, FIXED = "master", "ema", "fixed"
 
 
@@ -76,13 +78,17 @@ def read_facts(directory: Path) -> Facts:
     """What the files in directory agree on."""
     found = set()
     for path in rank_files(directory):
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             metadata = file.metadata() or {}
             found.add((metadata.get("shapes", ""), metadata.get("updates", "")))
     if len(found) != 1:
         raise CheckpointError(f"{directory} holds {len(found)} different sets of facts; it was not written by one save")
     shapes, updates = found.pop()
-    return Facts(json.loads(shapes), int(updates))
+    try:
+        known = {name: [int(side) for side in shape] for name, shape in strict_json.loads(shapes).items()}
+        return Facts(known, int(updates))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the facts in {directory} cannot be read ({error}); it was not written by us") from error
 
 
 class Reader:
@@ -92,15 +98,22 @@ class Reader:
         self._directory = directory
         self._where: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}  # to (start, numel, stored slice)
         for path in rank_files(directory):
-            file: Any = safe_open(path, framework="pt")
+            file = _opened(path)
             for key in file.keys():
-                kind, start, name = key.split("|", 2)
+                match = _KEY.fullmatch(key)
                 stored = file.get_slice(key)
+                if match is None or len(stored.get_shape()) != 1:
+                    raise CheckpointError(f"{path} holds {key[:80]!r}, which is no slice; it was not written by us")
+                kind, start, name = match.groups()
                 self._where.setdefault((kind, name), []).append((int(start), stored.get_shape()[0], stored))
 
     def has(self, kind: str) -> bool:
         """Whether anything of this kind was stored."""
         return any(stored == kind for stored, _ in self._where)
+
+    def size(self, kind: str, name: str) -> int:
+        """How many values of this kind of this tensor were stored."""
+        return sum(size for _, size, _ in self._where.get((kind, name), ()))
 
     def holds(self, kind: str, name: str) -> bool:
         """Whether anything of this kind of this tensor was stored."""
@@ -128,10 +141,19 @@ def read_weights(directory: Path, *, ema: bool = False) -> dict[str, Tensor]:
     weights = {}
     for name, shape in facts.shapes.items():
         kind = FIXED if reader.holds(FIXED, name) else (EMA if ema else MASTER)
+        if math.prod(shape) != reader.size(kind, name):  # before so many are allocated
+            raise CheckpointError(f"{directory} says that {name} is {shape} and holds {reader.size(kind, name)} values")
         values = torch.empty(math.prod(shape), dtype=torch.float32)
         reader.fill(kind, name, 0, values)
         weights[name] = values.view(shape)
     return weights
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file ({error}); it was not written by us") from error
 
 
 def _chunks(header: bytes, pieces: list[Piece]) -> Iterator[fsops.Bytes]:

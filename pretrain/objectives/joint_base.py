@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from masking.mask import Grid
+from pretrain import strict_json
 from pretrain.config_json import from_json
 from pretrain.engine.published import read_newest
 from pretrain.errors import CheckpointError, ConfigError
@@ -98,7 +98,7 @@ def _settings(path: str) -> tuple[TokenViTConfig, MaskGITConfig, dict[str, Any]]
     """Backbone, objective and data of the run at path."""
     source = Path(path) / "config.json"
     try:
-        settings: dict[str, Any] = json.loads(source.read_text())
+        settings: dict[str, Any] = strict_json.loads(source.read_text())
         backbone, objective = (from_json(settings[part], str(source)) for part in ("backbone", "objective"))
         data = settings["data"]
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ is downloaded."""
 from __future__ import annotations
 
 import difflib
-import json
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from masking.mask import Grid
+from pretrain import strict_json
 from pretrain.backbones.base import BackboneConfig
 from pretrain.backbones.positions import resize_positions
 from pretrain.config_json import from_json
@@ -87,6 +88,7 @@ def _from_folder(path: Path, grid: Grid) -> TimmEncoder:
     if "architecture" in settings:
         about = settings.get("pretrained_cfg") or {}
         args = dict(settings.get("model_args") or {})
+        _check_shape(path, str(settings["architecture"]), args)
         model = _timm_model(str(settings["architecture"]), grid, str(path), **args)
         about = {**model.pretrained_cfg, **about}
         _load_timm(model, read_state(file), str(file))
@@ -105,6 +107,17 @@ def _from_folder(path: Path, grid: Grid) -> TimmEncoder:
     preprocessor = folder / "preprocessor_config.json"
     mean, std = normalisation(settings, _read_json(preprocessor) if preprocessor.exists() else {})
     return TimmEncoder(model, grid, mean, std)
+
+
+def _check_shape(path: Path, name: str, args: dict[str, Any]) -> None:
+    """A stranger's config.json may say how the model is made, and no more: timm would also fetch what it names (a name
+    such as hf-hub:..., pretrained, checkpoint_path)."""
+    timm = import_timm()
+    known = inspect.signature(timm.models.vision_transformer.VisionTransformer).parameters
+    more = sorted(set(args) - set(known))
+    if not timm.is_model(name) or more:
+        what = f"model_args {', '.join(more)}" if more else f"the architecture {name!r}"
+        raise ConfigError(f"{_HERE}={path}: its config.json has {what}, and no shape of a plain ViT of timm's")
 
 
 def _from_name(name: str, weights: str | None, grid: Grid) -> TimmEncoder:
@@ -178,7 +191,7 @@ def _weights_in(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = strict_json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{_HERE}: {path} cannot be read ({type(error).__name__}); a teacher's folder is a run, an export, or has "

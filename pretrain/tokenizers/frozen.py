@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from masking.mask import Grid
+from pretrain import strict_json
 from pretrain.config_json import from_json
 from pretrain.engine.published import encoder_of, read_newest
 from pretrain.errors import CheckpointError, ConfigError
@@ -197,7 +197,7 @@ def _run(path: str) -> _Run:
             "that is there"
         )
     try:
-        settings: dict[str, Any] = json.loads(source.read_text())
+        settings: dict[str, Any] = strict_json.loads(source.read_text())
         backbone, data = from_json(settings["backbone"], str(source)), settings["data"]
         in_chans, (height, width) = int(data["in_chans"]), data["image_size"]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from html import escape
 
 from PIL import Image
 
 from masking.gallery import Exhibit, exhibit
 from masking.mask import Grid
+from pretrain import strict_json
 from pretrain.config import read_config
 from pretrain.errors import ConfigError
 from pretrain.tracking.alignment_picture import alignment_film
@@ -92,7 +92,7 @@ def attention(run: RunData) -> str:
         with Image.open(path) as picture:
             picture.verify()
         shown = base64.b64encode(path.read_bytes()).decode()
-        results = json.loads(path.with_suffix(".json").read_text())["results"]
+        results = strict_json.loads(path.with_suffix(".json").read_text())["results"]
         rows = [_tokens_row(name, result) for name, result in results.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pretrain import strict_json
 from pretrain.errors import ConfigError
 from pretrain.tracking.charts import Point
 from pretrain.tracking.lines import Record, inspected_numbers, read_lines
@@ -120,7 +120,7 @@ def _pictures(run_dir: Path, kind: str, last_step: int) -> list[tuple[int, Path]
 
 def _json(path: Path) -> Record:
     try:
-        value = json.loads(path.read_text())
+        value = strict_json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -201,7 +201,7 @@ BAD = {
     b"[[1, 2, 3, 4]]": "its json is no object",
     b'{"boxes": [[1, 2': "its json cannot be read (Expecting ',' delimiter",
     b'{"name": "\xff"}': "its json cannot be read ('utf-8' codec",
-    b"[" * 100_000: "its json is nested too deeply",
+    b"[" * 100_000: "its json cannot be read (JSON nested deeper than 64",
     b'{"name": "' + b"x" * (1 << 20) + b'"}': "its json has 1048588 bytes; at most 1048576 are read",
 }
 

@@ -108,6 +108,14 @@ def test_a_server_that_stays_down_ends_the_attempt_with_the_url(server, cache):
         shards.read(0, 0)
 
 
+def test_a_file_larger_than_its_cache_is_not_fetched_to_the_end(server, cache):
+    small = Cache(cache.folder, max_bytes=1000, timeout_s=5.0, allow_http=True)
+    with pytest.raises(DataError, match=r"s-0\.tar has more than 1000 bytes, as data.cache_gb allows"):
+        small.fetch(f"{server.url}/s-0.tar")
+    assert not cache.folder.exists() or list(cache.folder.iterdir()) == []
+    assert server.asked == ["/s-0.tar"], "a size is no fault that trying again would mend"
+
+
 def test_what_arrives_must_be_what_the_manifest_names(server, cache):
     index_shards(str(server.folder))
     shards = open_shards(f"{server.url}/s-0.tar", cache=cache)
