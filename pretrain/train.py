@@ -26,6 +26,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
+from pretrain.init.start import begin
 from pretrain.mixing import Mixing
 from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels
 from pretrain.observe import Observer
@@ -124,8 +125,10 @@ def _settle(config: Config, around: Around) -> Config:
 def _open(config: Config, around: Around) -> Run:
     is_main = around.place.rank == 0
     sources = _sources(config, is_main)
+    model = build_model(config)
+    began = begin(model.backbone, model.objective, config)
     engine = Engine(
-        build_model(config),
+        model,
         config.optim,
         config.engine,
         batch_size=config.data.batch_size,
@@ -139,8 +142,10 @@ def _open(config: Config, around: Around) -> Run:
     tracker = _tracker(config, around, state, live)
     checkpoints.on_event = tracker.event
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
+    if began is not None:
+        tracker.event("initialised", **began.facts)
     if is_main:
-        around.say(summary(config, engine, sources, state, total_steps))
+        around.say(summary(config, engine, sources, state, total_steps, began))
     return Run(
         config=config,
         engine=engine,
