@@ -1,4 +1,4 @@
-"""An encoder to export, and what export and timm make of it."""
+"""Encoders to export, and what export and its readers make of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from masking.mask import Grid
 from pretrain.backbones.vit import ViTConfig
 from pretrain.engine.load import Loaded
-from pretrain.export import ExportReport, write_timm
+from pretrain.export.export import write_export
+from pretrain.export.report import ExportReport
 from tests.engine.load_cases import CONFIG
 
 SMALL = {"width": 48, "depth": 2, "heads": 3}
@@ -29,9 +30,9 @@ def encoder(backbone: ViTConfig, size: tuple[int, int] = (224, 224), in_chans: i
     return Loaded(model, config, 7, "ema")
 
 
-def written(loaded: Loaded, folder: Path) -> ExportReport:
+def written(loaded: Loaded, folder: Path, to: str = "timm") -> ExportReport:
     """loaded, exported into folder."""
-    return write_timm(loaded, folder / "model.safetensors", folder / "config.json")
+    return write_export(loaded, to, folder)
 
 
 def images_of(loaded: Loaded, size: tuple[int, int] | None = None) -> torch.Tensor:
