@@ -83,7 +83,7 @@ def _mmpretrain_parity(
         return by_contract(found, wanted, "mmpretrain", "mmpretrain is not installed here, or not whole")
     width, depth, heads = dimensions
     arch = {"embed_dims": width, "num_layers": depth, "num_heads": heads, "feedforward_channels": 4 * width}
-    model = module.VisionTransformer(arch, **_size(backbone), out_type="raw").eval()
+    model = module.VisionTransformer(arch, **_size(backbone), out_type="raw")
     _load(model, found, "mmpretrain's VisionTransformer", ())
     seen = sample(backbone)
     return proved(model(seen.normal)[-1], seen.sequence, len(found), f"mmpretrain {_version('mmpretrain')}")
@@ -100,7 +100,7 @@ def _mmseg_parity(
     width, depth, heads = dimensions
     shape = {"embed_dims": width, "num_layers": depth, "num_heads": heads, "out_indices": [depth - 1]}
     norm = {"type": "LN", "eps": 1e-6}
-    model = module.MAE(**shape, **_size(backbone), norm_cfg=norm, init_values=1.0, final_norm=True).eval()
+    model = module.MAE(**shape, **_size(backbone), norm_cfg=norm, init_values=1.0, final_norm=True)
     _load(model, found, "mmseg's MAE", ("relative_position_bias_table", "relative_position_index"))
     seen = sample(backbone)
     theirs = model(seen.normal)[-1].flatten(2).mT  # (B, N, D): it gives patches alone
@@ -114,10 +114,11 @@ def _size(backbone: Backbone) -> dict[str, Any]:
 
 def _load(model: Any, found: dict[str, Tensor], by: str, fresh: tuple[str, ...]) -> None:
     """Loads found into model, which may have tensors of its own whose names end in those of fresh."""
-    theirs = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.endswith(fresh or ("//",))}
+    theirs = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.endswith(fresh)}
     require_names(found, theirs, by)
+    model.eval()  # which gives nothing back there
     missing, unexpected = model.load_state_dict(found, strict=False)
-    if unexpected or [name for name in missing if not name.endswith(fresh or ("//",))]:
+    if unexpected or [name for name in missing if not name.endswith(fresh)]:
         raise ExportError(f"{by} misses {missing[:5]} and does not know {unexpected[:5]}; nothing was written")
 
 
