@@ -118,7 +118,7 @@ def unwrapped(state: Mapping[str, object]) -> dict[str, Tensor]:
 
 def translated(state: Mapping[str, Tensor], dialect: Dialect) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """state under our names of a whole model, float32, and the names that are left out."""
-    dropped = tuple(name for name in state if dialect.drops(name))
+    dropped = tuple(name for name in state if dialect.drops(name) or _is_idle(name, state[name], dialect))
     own = {dialect.own_name(name): tensor.float() for name, tensor in state.items() if name not in dropped}
     if dialect is MAGE:
         _cut_rows(own)
@@ -127,6 +127,11 @@ def translated(state: Mapping[str, Tensor], dialect: Dialect) -> tuple[dict[str,
         key = f"objective.decoder.head.{name}"
         own[key] = channels_first(own[key], own["backbone.patch_embed.proj.weight"])
     return own, dropped
+
+
+def _is_idle(name: str, tensor: Tensor, dialect: Dialect) -> bool:
+    """Whether it is one of the factors that OpenMMLab's blocks must have, and changes nothing."""
+    return dialect is MMLAB and name.endswith(("gamma_1", "gamma_2")) and bool((tensor == 1).all())
 
 
 def channels_first(head: Tensor, projection: Tensor) -> Tensor:
