@@ -138,7 +138,10 @@ def _ratio(num: int, visible: int) -> float:
 
 def _transformers() -> Any:
     ensure_torchvision()
-    return library("transformers")
+    found = library("transformers")
+    if found is not None:
+        found.utils.logging.disable_progress_bar()
+    return found
 
 
 @torch.no_grad()
