@@ -59,7 +59,8 @@ DOORS = {
         r"pretrain/objectives/teacher_files\.py|pretrain/init/foreign\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
-DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn",
+                 "huggingface_hub": "huggingface-hub"}  # fmt: skip
 
 
 def _layer(module: str) -> tuple[int, str]:

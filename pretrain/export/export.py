@@ -60,13 +60,15 @@ def export(
     encoder; no file is left then."""
     target = target_of(to)
     place = _place(target, to, Path(out), force=force)
+    if image_size is not None and target.with_objective:
+        raise ConfigError(
+            f"--image-size {image_size[0]},{image_size[1]}: --to {to} writes the decoder too, whose positions are of "
+            "the run's size; leave it out, or export the encoder alone"
+        )
     config = read_config(Path(run_dir) / "config.json")
     target.check(_of_size(config, image_size))
     loaded = load_backbone(run_dir, weights, step, with_objective=target.with_objective)
     if image_size is not None:
-        if target.with_objective:
-            raise ConfigError(f"--image-size {image_size[0]},{image_size[1]}: --to {to} writes the decoder too, whose "
-                              "positions are of the run's size; leave it out, or export the encoder alone")  # fmt: skip
         loaded = replace(loaded, backbone=resized(loaded.backbone, loaded.config, image_size))
     return _write(loaded, target, place, license_name, Path(run_dir))
 

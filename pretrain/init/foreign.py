@@ -58,10 +58,9 @@ def read_encoder(source: str, weights: str = "ema") -> Foreign:
     if (path / "ckpt").is_dir():
         return _from_run(path, weights)
     if path.is_dir():
-        return _from_folder(path, weights_in(path))
+        return _from_folder(path, weights_in(path), is_whole=True)
     if path.is_file():
-        own_config = path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
-        return _from_folder(path.parent, path) if own_config else _from_file(path, source)
+        return _from_folder(path.parent, path, is_whole=False) if path.suffix == ".safetensors" else _from_file(path)
     return _from_timm(source.removeprefix("timm:"))
 
 
@@ -79,10 +78,11 @@ def _from_run(run_dir: Path, weights: str) -> Foreign:
     )
 
 
-def _from_folder(folder: Path, file: Path) -> Foreign:
-    """Weights with a config.json beside them, of our own plain exports, of timm or of transformers."""
+def _from_folder(folder: Path, file: Path, *, is_whole: bool) -> Foreign:
+    """Weights with a config.json beside them, of our own plain exports, of timm or of transformers. is_whole: the
+    folder was asked for, and not just a file that may lie beside anything."""
     if not (folder / "config.json").is_file():
-        return _from_file(file, str(file))
+        return _from_file(file)
     settings = read_settings(folder / "config.json", "give the folder of a run or an export, or a file of weights")
     if settings.get("format") == FORMAT:
         about = read_about(folder / "config.json")
@@ -92,6 +92,8 @@ def _from_folder(folder: Path, file: Path) -> Foreign:
         return _with_timms_settings(file, settings)
     if settings.get("model_type") in KINDS:
         return _from_transformers(folder, file, settings)
+    if not is_whole:
+        return _from_file(file)
     raise ConfigError(
         f"{folder}/config.json is of none of our exports, names no architecture of timm's, and model_type="
         f"{settings.get('model_type')!r}; of transformers' models {', '.join(KINDS)} are read"
@@ -99,7 +101,7 @@ def _from_folder(folder: Path, file: Path) -> Foreign:
 
 
 def _with_timms_settings(file: Path, settings: Mapping[str, Any]) -> Foreign:
-    found = _from_file(file, str(file))
+    found = _from_file(file)
     about = {**(settings.get("pretrained_cfg") or {}), **(settings.get("model_args") or {})}
     size = about.get("img_size") or about.get("input_size", [])[1:]
     sides = [size, size] if isinstance(size, int) else list(size)
@@ -144,12 +146,12 @@ def _decoder_of(decoder: Mapping[str, Tensor], projection: Tensor) -> dict[str, 
     return {f"{OBJECTIVE}decoder.{name}": tensor for name, tensor in own.items()}
 
 
-def _from_file(path: Path, source: str) -> Foreign:
+def _from_file(path: Path) -> Foreign:
     state = unwrapped(read_state(path))
-    dialect = recognise(set(state), source)
+    dialect = recognise(set(state), str(path))
     own, dropped = translated(state, dialect)
     objective = {"MAE": "PixelMAEConfig", "MAGE": "MAGEConfig"}.get(dialect.name.partition("'")[0])
-    return Foreign(own, source, dialect.name, dropped=dropped, objective=objective)
+    return Foreign(own, str(path), dialect.name, dropped=dropped, objective=objective)
 
 
 def _from_timm(name: str) -> Foreign:
