@@ -33,10 +33,6 @@ class About:
         height, width = self.image_size
         return Grid(height // self.backbone.patch_size, width // self.backbone.patch_size)
 
-    def build(self) -> Backbone:
-        """The encoder with fresh weights."""
-        return self.backbone.build(self.grid, self.in_chans, self.mean, self.std)
-
 
 def load_encoder(folder: str | Path) -> Backbone:
     """The encoder that `lacuna export --to plain` wrote into folder: on the CPU, float32, in eval mode.
@@ -44,7 +40,8 @@ def load_encoder(folder: str | Path) -> Backbone:
     encoder(encoder.embed(images)) takes images (B, C, H, W), uint8 or normalised floats, to Features: class token and
     registers in front, then patches. Raises ConfigError for a folder that holds none, or another's weights."""
     folder = Path(folder)
-    encoder = read_about(folder / "config.json").build()
+    about = read_about(folder / "config.json")
+    encoder = about.backbone.build(about.grid, about.in_chans, about.mean, about.std)
     try:
         encoder.load_state_dict(read_state(folder / "model.safetensors"), strict=True)
     except RuntimeError as error:
