@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.export import add_options as add_export_options
+from launch.export import export
 from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
 from launch.generate import add_options as add_generate_options
 from launch.generate import generate
@@ -201,17 +203,7 @@ def _add_generate(verbs) -> None:  # type: ignore[no-untyped-def]
 
 
 def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
-    export = _add(verbs, "export", _export, "write the encoder for downstream code, verified by forward parity")
-    export.add_argument("run", type=Path, help="run directory, for example runs/first")
-    export.add_argument("--to", choices=("timm",), default="timm", help="whose names and format (default timm)")
-    export.add_argument("-o", "--out", type=Path, required=True, help="file to write, for example vit.safetensors")
-    export.add_argument(
-        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
-    )
-    export.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    export.add_argument("--image-size", metavar="H,W", help="resize positions for this size (default: as trained)")
-    export.add_argument("--license", help="licence to name in config.json (default: none is named)")
-    export.add_argument("--force", action="store_true", help="replace an existing file")
+    add_export_options(_add(verbs, "export", export, "write the encoder for downstream code, proved by its reader"))
     report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")
     report.add_argument("run", type=Path, help="run directory, for example runs/first")
 
@@ -267,12 +259,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from launch.verbs import evaluate
 
     evaluate_attention(options) if options.attention else evaluate(options)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from launch.verbs import export
-
-    export(options)
 
 
 def _report(options: argparse.Namespace) -> None:

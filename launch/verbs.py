@@ -1,4 +1,4 @@
-"""The verbs around training: pack, tokenize, index, evaluate, export, masks. Each says what it did in few lines."""
+"""The verbs around training: pack, tokenize, index, evaluate, masks. Each says what it did in few lines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tokenize(options: argparse.Namespace) -> None:
     asked = options.image_size
     if asked is None and named.is_file:
         raise ConfigError(f"{options.run} is a file, which names no size of images: give --image-size 256,256, say")
-    size = _sides(asked) if asked is not None else read_config(options.run / "config.json").data.image_size
+    size = sides(asked) if asked is not None else read_config(options.run / "config.json").data.image_size
     shards = open_shards(as_pattern(options.shards))
     with Progress(shards.num_samples, "images", "tokenizing") as progress:
         report = write(
@@ -134,24 +134,6 @@ def _untrained(loaded: Loaded) -> tuple[Backbone, Objective | None]:
     return model.backbone, model.objective
 
 
-def export(options: argparse.Namespace) -> None:
-    """`lacuna export`: the encoder for other people's code; prints what the parity check saw."""
-    from pretrain.export import export as write
-
-    size = None if options.image_size is None else _sides(options.image_size)
-    report = write(
-        options.run,
-        options.to,
-        options.out,
-        weights=options.weights,
-        step=options.step,
-        image_size=size,
-        license_name=options.license,
-        force=options.force,
-    )
-    print(report)
-
-
 def _labelled(config: Config, options: argparse.Namespace) -> tuple[tuple[str, str], list[ShardSet]]:
     """Patterns and shards to learn from and to be tested on: those of the command line, else the run's own."""
     from pretrain.data.shards import open_shards
@@ -190,7 +172,8 @@ def _follow(progress: Progress) -> Callable[[int, int], None]:
     return update
 
 
-def _sides(text: str) -> tuple[int, int]:
+def sides(text: str) -> tuple[int, int]:
+    """Height and width in pixels, as --image-size has them. Raises ConfigError."""
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
         raise ConfigError(f"--image-size={text}; write height and width in pixels, for example 224,224")

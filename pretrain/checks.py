@@ -10,6 +10,7 @@ from masking.rng import generator
 from pretrain.config import Config, flatten
 from pretrain.data.rand_augment import check_changes
 from pretrain.errors import ConfigError
+from pretrain.init.check import check_init
 from pretrain.objectives.base import NeedsNoneVisible, ObjectiveConfig, Taught
 from pretrain.objectives.mage import MAGEConfig
 from pretrain.objectives.mar import MARConfig
@@ -85,6 +86,7 @@ def check(config: Config, world_size: int = 1) -> None:
     check_ranges(flatten(config), _RANGES)
     config.backbone.check()
     _check_name_and_length(config)
+    check_init(config)
     _check_batch(config, world_size)
     _check_channels(config)
     _check_grid(config)

@@ -45,6 +45,8 @@ class Config:
     mask: MaskStrategy | None = None  # which patches are hidden; None for objectives that hide none
     epochs: float | None = None  # length of the run in passes over the data; give this or steps
     steps: int | None = None  # length of the run in optimizer steps; give this or epochs
+    init_from: str | None = None  # weights to begin with: a run, an export, a file, a Hugging Face folder, a timm name; None: drawn from seed
+    init_parts: Literal["all", "encoder", "fitting"] = "all"  # all that init_from has and all must fit; the encoder alone; or what fits
     seed: int = 0  # every draw of the run comes from it
     runs_dir: str = "runs"  # directory that holds the run directories
     optim: OptimConfig = field(default_factory=OptimConfig)  # optimizer and learning rate

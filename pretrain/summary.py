@@ -7,10 +7,13 @@ from pretrain.data.sources import Sources
 from pretrain.engine.engine import Engine
 from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import peak_rate, rate
+from pretrain.init.start import Start
 
 
-def summary(config: Config, engine: Engine, sources: Sources, state: RunState, total_steps: int) -> str:
-    """Samples, passes, effective batch, learning rate, and what was resumed: a few lines."""
+def summary(
+    config: Config, engine: Engine, sources: Sources, state: RunState, total_steps: int, began: Start | None = None
+) -> str:
+    """Samples, passes, effective batch, learning rate, and what was resumed or begun with: a few lines."""
     data, size = config.data, config.data.batch_size
     number = sources.train.num_samples
     seen = total_steps * size
@@ -34,8 +37,10 @@ def summary(config: Config, engine: Engine, sources: Sources, state: RunState, t
     start = (
         f"step {state.step:,} of {total_steps:,}, from its checkpoint"
         if state.step
-        else f"weights drawn from seed {config.seed}"
+        else f"weights drawn from seed {config.seed}" + (" but for those below" if began else "")
     )
     lines += [f"note      {note}" for note in sources.train.notes()]
     lines.append(f"start     {start}")
+    if began is not None:
+        lines.append(str(began))
     return "\n".join(lines)

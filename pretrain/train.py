@@ -27,6 +27,7 @@ from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import rate
 from pretrain.engine.watch import Watch
 from pretrain.errors import LacunaError, SavedForLater
+from pretrain.init.start import begin
 from pretrain.length import steps_of, steps_per_epoch
 from pretrain.mixing import Mixing
 from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels
@@ -106,14 +107,9 @@ def _settle(config: Config, around: Around) -> Config:
 def _open(config: Config, around: Around) -> Run:
     is_main = around.place.rank == 0
     sources = _sources(config, is_main)
-    engine = Engine(
-        build_model(config),
-        config.optim,
-        config.engine,
-        batch_size=config.data.batch_size,
-        run_dir=config.run_dir,
-        environment=around.place,
-    )
+    model = build_model(config)
+    began = begin(model.backbone, model.objective, config)
+    engine = _engine(config, model, around)
     total_steps = steps_of(config, sources.train.num_samples)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine, job=around.job)
     state = checkpoints.restore(_first_state(config, sources), allow_change=around.allow_change)
@@ -123,8 +119,10 @@ def _open(config: Config, around: Around) -> Run:
     for stall in stalls_of(config.run_dir, checkpoints.attempt - 1) if is_main else ():
         tracker.event("stalled", attempt=checkpoints.attempt - 1, what=stall)
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
+    if began is not None:
+        tracker.event("initialised", **began.facts)
     if is_main:
-        around.say(summary(config, engine, sources, state, total_steps))
+        around.say(summary(config, engine, sources, state, total_steps, began))
     return Run(
         config=config,
         engine=engine,
@@ -141,6 +139,13 @@ def _open(config: Config, around: Around) -> Run:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch(config, sources.train.num_samples),
     )
+
+
+def _engine(config: Config, model: PretrainModel, around: Around) -> Engine:
+    return Engine(
+        model, config.optim, config.engine, batch_size=config.data.batch_size, run_dir=config.run_dir,
+        environment=around.place,
+    )  # fmt: skip
 
 
 def _heart(config: Config, engine: Engine, attempt: int) -> Heartbeat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pretrain import strict_json
 from pretrain.errors import ConfigError
 
 MAX_TENSORS = 100_000
@@ -29,7 +31,8 @@ def read_state(path: Path) -> dict[str, Any]:
             state: Any = load_file(path)  # refuses headers over 100 MB, and offsets that do not fit shapes and file
         else:
             _check_archive(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([Namespace]):  # a bag of names, which older training scripts put in
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except ConfigError:
         raise
     except (OSError, SafetensorError) as error:
@@ -42,6 +45,26 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds a {type(state).__name__}, and no state dict")
     _check_tensors(path, state)
     return state
+
+
+def weights_in(folder: Path) -> Path:
+    """The one file of weights in folder. Raises ConfigError where there is none."""
+    names = ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "model.pth"]
+    found = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise ConfigError(f"{folder} has no weights; {' or '.join(names)} is looked for")
+    return found[0]
+
+
+def read_settings(path: Path, otherwise: str) -> dict[str, Any]:
+    """The JSON object in path; otherwise says what is wanted where there is none. Raises ConfigError."""
+    try:
+        value = strict_json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); {otherwise}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no settings; {otherwise}")
+    return value
 
 
 def _check_archive(path: Path) -> None:

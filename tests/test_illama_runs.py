@@ -14,7 +14,7 @@ import torch
 
 from pretrain.engine.load import load_backbone
 from pretrain.errors import ConfigError
-from pretrain.export import export
+from pretrain.export.export import export
 from tests import chaos
 from tests.zygote import shared
 

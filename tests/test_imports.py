@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"pretrain.tokenizers"}),
     frozenset({"pretrain.objectives"}),
     frozenset({"pretrain.config"}),
+    frozenset({"pretrain.init"}),  # weights to begin with; checks asks whether they are there
     frozenset({"pretrain.config_help", "pretrain.checks", "pretrain.model", "pretrain.flops", "pretrain.guidance",
                "pretrain.mixing"}),
     frozenset({"pretrain.data", "pretrain.engine", "pretrain.tracking"}),
@@ -54,11 +55,12 @@ DOORS = {
     "timm": r"pretrain/timm_shim\.py$",
     "torchvision": r"pretrain/timm_shim\.py$",
     "pretrain.timm_shim":
-        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/generate/inception\.py|pretrain/export\.py|"
-        r"pretrain/objectives/teacher_files\.py|launch/doctor\.py)",
+        r"(pretrain/data/rand_augment\.py|pretrain/evaluation/|pretrain/generate/inception\.py|pretrain/export/|"
+        r"pretrain/objectives/teacher_files\.py|pretrain/init/foreign\.py|launch/doctor\.py)",
 }
 MASKING_MAY_IMPORT = {"torch", "einops", "numpy", "masking"}
-DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn",
+                 "huggingface_hub": "huggingface-hub"}  # fmt: skip
 
 
 def _layer(module: str) -> tuple[int, str]:

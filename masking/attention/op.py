@@ -18,7 +18,7 @@ from masking.attention import blocks
 from masking.attention.fused import fused_attention
 from masking.attention.matmul import CrossAttention, PackedAttention
 from masking.attention.packing import split
-from masking.attention.reference import cleared
+from masking.attention.reference import cleared, weighted_attention_reference
 from masking.attention.weighted import weighted_attention
 from masking.attention.weighting import PLAIN, Weighting, dense
 
@@ -230,9 +230,12 @@ def _weighted(branch: str, parts: list[Tensor], num_queries: int, weighting: Wei
     """parts as in packing.py, attended to by one branch: (B, num_queries, H, E)."""
     if branch == "triton":
         return fused_attention(parts, num_queries, weighting)
-    if branch == "matmul":
+    # A graph for others takes any batch and holds plain operations: neither groups of images nor a backward.
+    if branch == "matmul" and not torch.compiler.is_exporting():
         return weighted_attention(parts, num_queries, weighting)
     q, k, v = (rearrange(part, "b l h e -> b h l e") for part in split(parts, num_queries))
+    if torch.compiler.is_exporting():
+        return rearrange(weighted_attention_reference(q, k, v, weighting), "b h l e -> b l h e")
     q, k, v = cleared(q, weighting.query_lengths), cleared(k, weighting.key_lengths), cleared(v, weighting.key_lengths)
     bias, _ = dense(weighting, num_queries, k.shape[2], q)
     assert bias is not None

@@ -224,7 +224,7 @@ class Illama(Backbone):
     def _sequence(self, tokens: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """tokens with positions and the class token, (B, L + 1, D), and the turns of their places, (B or 1, L + 1,
         E / 2, 2)."""
-        batch, last = len(tokens), self.config.class_token == "last"
+        batch, last = tokens.shape[0], self.config.class_token == "last"
         patches = slice(0, -1) if last else slice(1, None)
         table, own = self.pos_embed[0, patches], self.pos_embed[:, -1:] if last else self.pos_embed[:, :1]
         tokens = tokens + (table if ids is None else table[ids])

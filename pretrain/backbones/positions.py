@@ -18,7 +18,9 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 def resize_patch_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """The positions table (1, N, D) of the patches of grid old for those of grid new, bicubic and antialiased as timm
-    does when a model is made for another img_size."""
+    does when a model is made for another img_size; the table itself where the grids are the same."""
+    if old == new:
+        return table
     image = rearrange(table, "one (h w) d -> one d h w", h=old.height, w=old.width)
     image = F.interpolate(image.float(), (new.height, new.width), mode="bicubic", antialias=True)
     return rearrange(image, "one d h w -> one (h w) d").to(table.dtype)

@@ -173,7 +173,7 @@ class ViT(Backbone):
         front = torch.cat(prefix, dim=1)
         if slots:
             front = front + self.pos_embed[:, :slots]
-        return torch.cat([front.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        return torch.cat([front.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
 
 
 def _tokens(num: int, width: int) -> nn.Parameter:

@@ -55,6 +55,11 @@ def read_newest(run_dir: Path, weights: str = "ema", step: int | None = None) ->
     )
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether run_dir has a checkpoint, of whatever worth: such a run goes on from it, or refuses to go on."""
+    return any(_NAME.fullmatch(name) for name in fsops.names(run_dir / "ckpt"))
+
+
 def encoder_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's tensors of a whole state dict, by the names they have in the encoder."""
     return {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from masking.mask import Grid
-from pretrain import strict_json
 from pretrain.backbones.base import BackboneConfig
 from pretrain.backbones.positions import resize_positions
 from pretrain.config_json import from_json
@@ -22,10 +21,11 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.objectives.teacher_encoders import OwnEncoder, TeacherEncoder, TimmEncoder
 from pretrain.objectives.teacher_huggingface import KINDS, as_timm, normalisation
 from pretrain.timm_shim import import_timm
-from pretrain.weights_file import read_state
+from pretrain.weights_file import read_settings, read_state, weights_in
 
 RANDOM = "random"
 _HERE = "objective.teacher.model"
+_FOLDER = f"{_HERE} is a run, an export, or a folder with Hugging Face's config.json"
 _NOT_USED = ("head", "fc_norm.", "norm.")  # what a model has behind its last block
 _Unfit = (RuntimeError, ValueError, KeyError, AssertionError, AttributeError, TypeError)
 
@@ -53,7 +53,7 @@ def _from_run(run_dir: Path, weights: str, grid: Grid) -> OwnEncoder:
         raise ConfigError(f"objective.teacher.weights={weights}: {run_dir} is a run, whose weights are ema or model")
     source = str(run_dir / "config.json")
     try:
-        settings = _read_json(run_dir / "config.json")
+        settings = read_settings(run_dir / "config.json", _FOLDER)
         data, config = settings["data"], from_json(settings["backbone"], source)
         height, width = (side // config.patch_size for side in data["image_size"])
         normal = data["in_chans"], tuple(data["mean"]), tuple(data["std"])
@@ -83,8 +83,8 @@ def _resized(config: BackboneConfig, table: Tensor, own: Grid, grid: Grid, run_d
 def _from_folder(path: Path, grid: Grid) -> TimmEncoder:
     """An encoder with the config.json of timm's hub format (our exports are such) or of Hugging Face beside it."""
     folder = path if path.is_dir() else path.parent
-    settings = _read_json(folder / "config.json")
-    file = _weights_in(folder) if path.is_dir() else path
+    settings = read_settings(folder / "config.json", _FOLDER)
+    file = weights_in(folder) if path.is_dir() else path
     if "architecture" in settings:
         about = settings.get("pretrained_cfg") or {}
         args = dict(settings.get("model_args") or {})
@@ -105,7 +105,7 @@ def _from_folder(path: Path, grid: Grid) -> TimmEncoder:
     model = import_timm().models.vision_transformer.VisionTransformer(**shape)
     _load_timm(model, state, str(file), convert=False)
     preprocessor = folder / "preprocessor_config.json"
-    mean, std = normalisation(settings, _read_json(preprocessor) if preprocessor.exists() else {})
+    mean, std = normalisation(settings, read_settings(preprocessor, _FOLDER) if preprocessor.exists() else {})
     return TimmEncoder(model, grid, mean, std)
 
 
@@ -178,25 +178,3 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise ConfigError(f"the weights in {source} do not fit {_HERE}: {lines[:300]}") from error
-
-
-def _weights_in(folder: Path) -> Path:
-    """The one file of weights in folder."""
-    names = ["model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"]
-    found = [folder / name for name in names if (folder / name).is_file()] or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise ConfigError(f"{_HERE}={folder} has no weights; {' or '.join(names)} is looked for")
-    return found[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{_HERE}: {path} cannot be read ({type(error).__name__}); a teacher's folder is a run, an export, or has "
-            "Hugging Face's config.json"
-        ) from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{_HERE}: {path} holds no settings")
-    return value

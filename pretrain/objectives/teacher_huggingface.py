@@ -24,7 +24,8 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _BLOCK = {  # of every kind: patterns of names, in the order in which they are tried
     r"(?:encoder\.)?layers?\.(\d+)\.": r"blocks.\1.",
     r"self_attn\.|attention\.attention\.": "attn.",
-    r"attention\.output\.dense|attn\.out_proj": "attn.proj",
+    r"attention\.([qkv])_proj": r"attn.\1_proj",  # as version 5 names its modules
+    r"attention\.output\.dense|attn\.out_proj|attention\.o_proj": "attn.proj",
     r"layer_norm1|layernorm_before": "norm1",
     r"layer_norm2|layernorm_after": "norm2",
     r"intermediate\.dense": "mlp.fc1",
@@ -64,6 +65,7 @@ KINDS = {
     "clip": _Kind("vision_model.", _AS_CLIP, True, False, _CLIP),
     "clip_vision_model": _Kind("vision_model.", _AS_CLIP, True, False, _CLIP),
     "vit": _Kind("vit.", _AS_VIT, False, False, _HALF),
+    "vit_mae": _Kind("vit.", _AS_VIT, False, False, _IMAGENET),
     "dinov2": _Kind("dinov2.", _AS_DINO2, False, True, _IMAGENET),
 }
 
@@ -94,8 +96,14 @@ def as_timm(
         "act_layer": settings["hidden_act"],
         "norm_layer": partial(nn.LayerNorm, eps=settings["layer_norm_eps"]),
     }
-    side = settings["image_size"] // patch
-    return shape, _renamed(state, kind.prefix, Grid(side, side), grid)
+    return shape, _renamed(state, kind.prefix, own_grid(settings), grid)
+
+
+def own_grid(settings: Mapping[str, Any]) -> Grid:
+    """The patches of the images that a model with these settings was made for."""
+    size, patch = settings["image_size"], settings["patch_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return Grid(height // patch, width // patch)
 
 
 def normalisation(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -105,26 +113,35 @@ def normalisation(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     return list(preprocessor.get("image_mean", mean)), list(preprocessor.get("image_std", std))
 
 
-def _renamed(state: Mapping[str, Tensor], prefix: str, old: Grid, new: Grid) -> dict[str, Tensor]:
-    prefixed = any(name.startswith(prefix) for name in state)
-    parts: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if _IGNORED.search(name) or (prefixed and not name.startswith(prefix)):
-            continue
-        parts[_timm_name(name.removeprefix(prefix))] = tensor.float()
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one transformer under timm's names, float32, queries, keys and values in one matrix."""
+    parts = {own_name(name): tensor.float() for name, tensor in state.items()}
     out = {name: tensor for name, tensor in parts.items() if not re.search(r"attn\.[qkv]_proj", name)}
     for name in [name for name in parts if "attn.q_proj" in name]:
         rows = [parts[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
         out[name.replace("q_proj", "qkv")] = torch.cat(rows)
+    return out
+
+
+def own_name(name: str) -> str:
+    """timm's name for one of transformers' names, less its prefix; attn.q_proj and so on for parts of attn.qkv."""
+    for pattern, replacement in {**_BLOCK, **_ENDS}.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def encoder_tensors(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The vision encoder's tensors of state, without prefix where names have it."""
+    prefixed = any(name.startswith(prefix) for name in state)
+    kept = {name: tensor for name, tensor in state.items() if not prefixed or name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in kept.items() if not _IGNORED.search(name)}
+
+
+def _renamed(state: Mapping[str, Tensor], prefix: str, old: Grid, new: Grid) -> dict[str, Tensor]:
+    out = own_names(encoder_tensors(state, prefix))
     out["cls_token"] = out["cls_token"].reshape(1, 1, -1)
     table = rearrange(out["pos_embed"].reshape(-1, out["cls_token"].shape[-1]), "n d -> 1 n d")
     if table.shape[1] != old.num_patches + 1:
         raise ValueError(f"{table.shape[1]} positions for a grid of {old.height}x{old.width} and a class token")
     out["pos_embed"] = table if old == new else resize_positions(table, old, new)
     return out
-
-
-def _timm_name(name: str) -> str:
-    for pattern, replacement in {**_BLOCK, **_ENDS}.items():
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -30,7 +30,7 @@ _RANGES: dict[str, Range] = {"ema_decay": ("above 0 and below 1", lambda v: 0 < 
 class TeacherConfig:
     """A teacher by name. Nothing is ever downloaded."""
 
-    # The student's average, a model of timm's, or a folder: a run of ours, an export, Hugging Face's CLIP, ViT, DINOv2.
+    # The student's average, a model of timm's, or a folder: a run, an export, Hugging Face's CLIP, ViT, ViTMAE, DINOv2.
     model: str = EMA  # ema, timm's name of a ViT (with weights), or a folder that holds a teacher
     weights: str | None = None  # of a timm name: its file, or random (for tests and timings); of a run: ema or model
     ema_decay: float | None = None  # share of itself the student's average keeps in an update; none: 0.999

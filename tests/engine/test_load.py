@@ -108,7 +108,7 @@ def test_the_untrained_encoder_is_that_of_step_zero_and_draws_nothing_of_torchs(
 
 
 def test_loading_needs_no_deepspeed() -> None:
-    modules = "pretrain.engine.load, pretrain.evaluation.evaluate, pretrain.export"
+    modules = "pretrain.engine.load, pretrain.evaluation.evaluate, pretrain.export.export"
     code = f"import sys, {modules}; print('deepspeed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -16,7 +16,7 @@ from pretrain.objectives.teachers import FrozenTeacher, TeacherConfig, frozen_te
 from pretrain.patches import normalize
 from pretrain.timm_shim import import_timm
 from tests.engine.load_cases import CONFIG, save
-from tests.export_cases import SMALL, encoder, written
+from tests.export.cases import SMALL, encoder, written
 from tests.objectives import huggingface_cases as hf
 from tests.objectives.align_cases import GRID, aligned, folder_of, loss_of, masks, photographs, small_teacher, student
 from tests.objectives.plain import MEAN, STD

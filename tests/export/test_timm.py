@@ -16,11 +16,12 @@ from masking.mask import Grid
 from pretrain.backbones.positions import resize_positions
 from pretrain.backbones.vit import ViTConfig
 from pretrain.errors import ConfigError
-from pretrain.export import export, resized, timm_architecture, write_timm
+from pretrain.export.export import export, resized, write_export
+from pretrain.export.to_timm import timm_architecture
 from pretrain.patches import normalize
 from pretrain.timm_shim import import_timm
 from tests.engine.load_cases import save
-from tests.export_cases import SMALL, encoder, images_of, sequence_of, written
+from tests.export.cases import SMALL, encoder, images_of, sequence_of, written
 from tests.syntax import ROOT
 
 
@@ -146,7 +147,7 @@ def test_timm_reads_how_images_were_cut_and_scaled(tmp_path: Path, timm: Any) ->
 
 
 def test_config_json_holds_what_the_hub_format_asks_for(tmp_path: Path) -> None:
-    write_timm(encoder(ViTConfig("tiny")), tmp_path / "a.safetensors", tmp_path / "config.json", "apache-2.0")
+    write_export(encoder(ViTConfig("tiny")), "timm", tmp_path / "a.safetensors", "apache-2.0")
     found = json.loads((tmp_path / "config.json").read_text())
     assert (found["architecture"], found["num_classes"], found["num_features"]) == ("vit_tiny_patch16_224", 0, 192)
     assert found["global_pool"] == "token"
@@ -189,7 +190,7 @@ def test_a_run_is_exported_with_the_encoder_alone_as_tensors(tmp_path: Path) -> 
     weights = save(tmp_path / "first", 3, ema=True)
     report = export(tmp_path / "first", "timm", tmp_path / "out" / "vit.safetensors", "model")
     assert (report.step, report.which) == (3, "model")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "vit.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "vit.md", "vit.safetensors"]
     found = load_file(tmp_path / "out" / "vit.safetensors")
     assert found.keys() == {name.removeprefix("backbone.") for name in weights if name.startswith("backbone.")}
     assert not [name for name in found if "mask_token" in name or "decoder" in name]
@@ -209,7 +210,7 @@ def test_every_architecture_named_exists_in_timm(timm: Any) -> None:
 
 def test_the_code_in_the_page_runs(tmp_path: Path, timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = encoder(ViTConfig("tiny"))
-    write_timm(tiny, tmp_path / "vit.safetensors", tmp_path / "config.json")
+    write_export(tiny, "timm", tmp_path / "vit.safetensors")
     written(tiny, tmp_path / "exported")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "export.md").read_text().replace("vit_base", "vit_tiny")
