@@ -36,9 +36,11 @@ from PIL import Image
 
 from pretrain.data.shards import BadBytes, BrokenShard, index_shard, open_shards
 from pretrain.errors import DataError
+from tests.campaign import Counts, counted
 
 KINDS = ("bit", "bits", "cut", "cut_at_border", "zero_4k", "zero_header", "header_bit", "interleave", "repeat", "swap")
 NUM_SAMPLES = 40
+SILENT = ("silently_lost", "silently_wrong", "reported_without_cause")
 Samples = dict[str, dict[str, bytes]]
 
 
@@ -218,6 +220,19 @@ def _judge_before(path: Path, samples: Samples) -> Counter[str]:
     return counts
 
 
+def campaign(number: int, first: int = 0) -> Counts:
+    """Goal G7: cases first to first + number - 1; a case fails where a sample is lost or wrong without a word."""
+    counts: Counter[str] = Counter()
+    failures = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases(first + number)[first:]:
+            found = run_case(case, Path(scratch) / "case")
+            counts += found
+            if any(found[name] for name in SILENT):
+                failures.append(f"{case}: {dict(found)}")
+    return counted(number, failures, **counts)
+
+
 def webdataset_counts(case: Case, folder: Path) -> Counter[str]:
     """What plain webdataset makes of the same file, with the handler that raises at every error."""
     import webdataset as wds
@@ -259,7 +274,7 @@ def main() -> None:
         for case in cases(options.cases):
             total += run_case(case, Path(scratch) / "case")
             total += webdataset_counts(case, Path(scratch))
-    silent = {name: total[name] for name in ("silently_lost", "silently_wrong", "reported_without_cause")}
+    silent = {name: total[name] for name in SILENT}
     result = {
         "command": f"python benchmarks/broken_shards.py --cases {options.cases}",
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
