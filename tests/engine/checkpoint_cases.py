@@ -22,7 +22,10 @@ from pretrain.engine.commit import BadCheckpoint, verify
 from pretrain.engine.distributed import Place
 from pretrain.engine.settings import CheckpointConfig
 from pretrain.errors import CheckpointError, FencedError
+from tests.campaign import Counts, counted
 from tests.engine.cases import FRESH, Job, digest, make
+
+KINDS = ("bit", "truncated", "grown", "missing", "extra", "swapped", "zeroed", "link", "older")
 
 
 def opened(place: Place, run_dir: str | Path, stage: int = 1, **config: Any) -> tuple[Job, Checkpoints]:
@@ -43,40 +46,36 @@ def saved(place: Place, run_dir: str, steps: int = 3, **config: Any) -> list[str
     return out
 
 
-def corruptions(place: Place, run_dir: str, number: int) -> dict[str, Any]:
-    """Damages the newest checkpoint in number random ways: how each was met. Every tenth goes through restore."""
-    rng = random.Random(5)
+def corruptions(place: Place, run_dir: str, number: int, first: int = 0) -> Counts:
+    """Damages the newest checkpoint in number random ways, each met by verify and by restore: a campaign's counts."""
     newest, older = sorted(Path(run_dir, "ckpt").iterdir())[::-1][:2]
     good = {step: hashes_of(path) for step, path in ((3, newest), (2, older))}
     checkpoints = opened(place, run_dir)[1]
-    undetected, wrong, kinds = [], [], {}
-    for index in range(number):
-        copy = Path(run_dir, "copy")
-        shutil.copytree(newest, copy)
-        kind = damage(copy, older, rng)
-        kinds[kind] = kinds.get(kind, 0) + 1
-        hidden = newest.with_name(".hidden")
+    failures: list[str] = []
+    kinds: dict[str, int] = {}
+    hidden = newest.with_name(".hidden")
+    for case in range(first, first + number):
         newest.rename(hidden)
-        copy.rename(newest)
-        if not refused(newest):
-            undetected.append((index, kind))
-        if index % 10 == 0:
-            state = checkpoints.restore(FRESH)
-            if state.step != 2 or hashes_of(older) != good[2] or newest.exists():
-                wrong.append((index, kind, state.step))
-        shutil.rmtree(newest, ignore_errors=True)
+        shutil.copytree(hidden, newest)
+        kind = damage(newest, older, random.Random(f"corruption {case}"))
+        kinds[kind] = kinds.get(kind, 0) + 1
+        detected = refused(newest)
+        state = checkpoints.restore(FRESH)
+        aside = newest.with_name(f".bad-{newest.name}")
+        if not detected or state.step != 2 or hashes_of(older) != good[2] or newest.exists() or not aside.exists():
+            failures.append(f"case {case}, {kind}: detected {detected}, restored step {state.step}")
+        for copy in (newest, aside):
+            shutil.rmtree(copy, ignore_errors=True)
         hidden.rename(newest)
     assert hashes_of(newest) == good[3]
     assert checkpoints.restore(FRESH).step == 3
-    bad = sum(path.name.startswith(".bad") for path in newest.parent.iterdir())
-    return {"undetected": undetected, "wrong": wrong, "kinds": kinds, "bad": bad}
+    return counted(number, failures, **kinds)
 
 
 def damage(copy: Path, older: Path, rng: random.Random) -> str:
     """One random fault in copy."""
     path = rng.choice(sorted(p for p in copy.iterdir() if p.is_file()))
-    kinds = ["bit", "bit", "bit", "truncated", "grown", "missing", "extra", "swapped", "zeroed", "link", "older"]
-    kind = rng.choice(kinds)
+    kind = rng.choice(["bit", "bit", *KINDS])
     data = bytearray(path.read_bytes())
     if kind == "bit":
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -102,8 +101,8 @@ def damage(copy: Path, older: Path, rng: random.Random) -> str:
         data[at : at + len(zeros)] = zeros
         path.write_bytes(data)
     elif kind == "link":
-        path.rename(copy.parent / "elsewhere")
-        path.symlink_to(copy.parent / "elsewhere")
+        path.rename(copy.parent / ".elsewhere")
+        path.symlink_to(copy.parent / ".elsewhere")
     else:
         shutil.copy(older / path.name, path)
     return kind
