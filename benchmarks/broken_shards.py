@@ -147,7 +147,8 @@ def read_slowly(path: Path) -> Samples | None:
     except (tarfile.TarError, EOFError):
         return None
     rest = data[end:]
-    whole = len(data) == -(-(end + 1024) // 10_240) * 10_240 and not rest.strip(b"\0")
+    padded = -(-(end + 1024) // 10_240) * 10_240  # two empty blocks are the end; what fills the record holds nothing
+    whole = end + 1024 <= len(data) <= padded and not rest.strip(b"\0")
     complete = all({"cls", "jpg"} <= parts.keys() for parts in list(found.values())[-1:])
     return found if whole and complete else None
 
