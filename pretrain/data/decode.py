@@ -110,4 +110,4 @@ def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
         pixels = pixels[::-1]
     if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels.copy()  # ascontiguousarray would leave a single row that was turned its negative stride

@@ -125,8 +125,8 @@ def _outcome(data: bytes, in_chans: int, planted: str) -> str | None:
         return f"a ledger that does not repeat: {error}" if "at 0x" in str(error) else "refused"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    fine = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.flags.c_contiguous and pixels.shape[2] == in_chans
-    return None if fine else f"pixels of {pixels.dtype} {pixels.shape}"
+    fine = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.flags.c_contiguous and min(pixels.strides) > 0
+    return None if fine and pixels.shape[2] == in_chans else f"pixels of {pixels.dtype} {pixels.shape}"
 
 
 def _plant(fault: str) -> None:

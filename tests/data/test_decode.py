@@ -82,6 +82,14 @@ def test_exif_orientation_is_undone_as_pillow_undoes_it(turn: int, format: str) 
     assert np.array_equal(decode(data, apply_exif=False), np.asarray(image))
 
 
+def test_an_image_of_one_row_or_column_is_turned_into_an_array_that_torch_takes() -> None:
+    for size in ((61, 1), (1, 47), (1, 1)):
+        for turn in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = turn
+            assert min(decode(encoded(PHOTO.resize(size), "PNG", exif=exif)).strides) > 0
+
+
 @pytest.mark.parametrize(
     "tiff",
     [b"", b"II", b"II*\0", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\xff\xff" + bytes(9)],
