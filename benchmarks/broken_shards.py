@@ -8,7 +8,8 @@ before), half before. An oracle that shares no code with us says what must come 
 
 After: each sample must come back with its first bytes, or be reported, and reported only where bytes changed.
 Before: the shard must be refused, or give exactly what the oracle reads from the file as it is now. Nobody can know of
-changed pixels that no checksum was made of; those cases are counted as `content_unknowable`, not hidden."""
+changed pixels that no checksum was made of, nor of a last sample that was zeroed with its header, which leaves a whole,
+shorter archive; those are counted as `content_unknowable` and `loss_unknowable`, not hidden."""
 
 from __future__ import annotations
 
@@ -213,7 +214,7 @@ def _judge_before(path: Path, samples: Samples) -> Counter[str]:
             right = key in truth and key not in given
             counts["excluded_and_listed" if right else "silently_wrong"] += 1
         elif key not in given:
-            counts["silently_lost"] += 1
+            counts["silently_lost" if key in truth else "loss_unknowable"] += 1
         elif parts != truth.get(key):
             counts["silently_wrong"] += 1
         else:

@@ -6,6 +6,7 @@ below asks for step s, trains on it, and at the marks of the config writes lines
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -38,6 +39,9 @@ from pretrain.tracking.access import WandbAccess
 from pretrain.tracking.live import LiveLine
 from pretrain.tracking.metrics import Tracker
 from pretrain.types import BadSample, Batch
+
+# What a full, broken or vanished disk says; None is what the ranks say together of any of them.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, None)
 
 
 class Stop(Protocol):
@@ -93,6 +97,13 @@ def train(config: Config, around: Around) -> None:
             f"another process of this job is gone or stands still ({peer_failure(error)}); what was published in "
             f"{config.run_dir / 'ckpt'} stands; run the same command again to go on from it"
         ) from error
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        raise SavedForLater(
+            f"the storage refuses to go on ({error}); what was published in {config.run_dir / 'ckpt'} stands; make "
+            "room or repair it, and run the same command again"
+        ) from error
 
 
 def _run(run: Run, around: Around) -> None:
@@ -137,7 +148,7 @@ def _open(config: Config, around: Around) -> Run:
     state = checkpoints.restore(_first_state(config, sources), allow_change=around.allow_change)
     live = LiveLine(total_steps) if is_main else None
     tracker = _tracker(config, around, state, live)
-    checkpoints.on_event = tracker.event
+    checkpoints.on_event, checkpoints.before_save = tracker.event, tracker.sync
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
     if is_main:
         around.say(summary(config, engine, sources, state, total_steps))
@@ -274,7 +285,6 @@ def _marks(run: Run, around: Around, *, stopping: bool) -> None:
     if not stopping:
         run.observer.at(step, last=last)
     if save:
-        run.tracker.sync()
         run.checkpoints.save(run.state)
     if stopping and not last:
         raise SavedForLater(

@@ -22,7 +22,7 @@ from pretrain.engine.commit import COMMIT, BadCheckpoint, Commit, directory_name
 from pretrain.engine.engine import Engine
 from pretrain.engine.settings import CheckpointConfig
 from pretrain.engine.stored import rank_file
-from pretrain.errors import CheckpointError, CrashLoopError, FencedError
+from pretrain.errors import CheckpointError, CrashLoopError, FencedError, SavedForLater
 
 _NAME = re.compile(r"\d{10}-a\d{6}")
 _MAX_FAILURES = 3
@@ -62,6 +62,7 @@ class Checkpoints:
         """job: what the scheduler calls the job that starts this run, and may start it again by itself. Raises
         CrashLoopError where it did so in vain too often."""
         self.on_event = on_event  # on_event(kind, **fields), on rank 0: the journal
+        self.before_save: Callable[[], None] | None = None  # on rank 0: puts on the disk what a checkpoint counts on
         self.last_step: int | None = None  # of the newest checkpoint that stands
         self._run_dir, self._dir, self._cfg, self._engine = run_dir, run_dir / "ckpt", cfg, engine
         self._attempts = Attempts(run_dir)
@@ -136,6 +137,8 @@ class Checkpoints:
         if not self._is_main:
             return
         self._attempts.require(self.attempt)
+        if self.before_save is not None:
+            self.before_save()
         for leftover in (temporary, final):
             if leftover.exists():
                 self._discard(leftover)
@@ -162,7 +165,7 @@ class Checkpoints:
             fsops.remove_tree(temporary)
             self._tell("checkpoint failed", step=step, reason=str(failure), in_a_row=self._failures)
         if self._failures >= _MAX_FAILURES:
-            raise CheckpointError(
+            raise SavedForLater(
                 f"{self._failures} checkpoints in a row could not be written, the last because: {failure}. That of "
                 f"step {self.last_step} stands; make room or repair the storage, and run the same command again"
             ) from failure

@@ -21,7 +21,7 @@ from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.commit import BadCheckpoint, verify
 from pretrain.engine.distributed import Place
 from pretrain.engine.settings import CheckpointConfig
-from pretrain.errors import CheckpointError, FencedError
+from pretrain.errors import CheckpointError, FencedError, SavedForLater
 from tests.campaign import Counts, counted
 from tests.engine.cases import FRESH, Job, digest, make
 
@@ -153,10 +153,10 @@ def mismatches(place: Place, run_dir: str) -> dict[str, str]:
 
 
 def message(act: Callable[[], Any]) -> str:
-    """The text of the CheckpointError that act raises."""
+    """The text of the CheckpointError or SavedForLater that act raises."""
     try:
         act()
-    except CheckpointError as error:
+    except (CheckpointError, SavedForLater) as error:
         return str(error)
     return ""
 
