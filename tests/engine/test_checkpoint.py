@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.campaigns import corruption_campaign
 from tests.engine.checkpoint_cases import KINDS
+from tests.engine.kill_points import kill_campaign
 from tests.zygote import shared
 
 CASES = "tests/engine/checkpoint_cases.py"
@@ -96,3 +97,14 @@ def _wait_until_stopped(pid: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{pid} never stopped")
+
+
+def test_two_ranks_killed_at_some_operations_leave_the_old_or_the_new_checkpoint():
+    assert kill_campaign(3)["failures"] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_at_every_operation_leave_the_old_or_the_new_checkpoint():
+    found = kill_campaign(1000)
+    assert found["failures"] == []
+    assert found["tried"] == found["all_cases"] > 150
