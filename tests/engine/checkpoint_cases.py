@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import os
 import random
@@ -251,52 +250,6 @@ def forked(act: Callable[[], int]) -> int:
         finally:
             os._exit(code)
     return os.waitpid(pid, 0)[1]
-
-
-def broken_storage(place: Place, run_dir: str, stage: int) -> dict[str, Any]:
-    """EIO and ENOSPC on one rank at each kind of operation: all ranks give up together, and the next save works."""
-    job, checkpoints = opened(place, run_dir, stage)
-    told: list[str] = []
-    checkpoints.on_event = lambda kind, **facts: told.append(kind)
-    job.step(0)
-    assert checkpoints.save(replace(FRESH, step=1))
-    step, faults = 1, 0
-    operations = ("write", "chunk", "fsync", "mkdir", "fsync_dir", "rename", "append", "link", "statvfs")
-    for rank in range(place.world_size):
-        for operation in operations:
-            if rank and operation not in ("write", "chunk", "fsync"):
-                continue
-            step += 1
-            fsops.HOOK.at = failing(operation) if place.rank == rank else None
-            before = standing(run_dir) if place.rank == 0 else {}
-            assert checkpoints.save(replace(FRESH, step=step)) is None, (rank, operation)
-            assert place.rank or standing(run_dir).items() >= before.items(), "an older checkpoint was touched"
-            fsops.HOOK.at = None
-            faults += 1
-            job.step(step)
-            assert checkpoints.save(replace(FRESH, step=step)), (rank, operation)
-    fsops.HOOK.at = failing("fsync") if place.rank == 1 else None
-    assert checkpoints.save(replace(FRESH, step=100)) is None
-    assert checkpoints.save(replace(FRESH, step=101)) is None
-    fatal = message(lambda: checkpoints.save(replace(FRESH, step=102)))
-    fsops.HOOK.at = None
-    names = sorted(p.name for p in Path(run_dir, "ckpt").iterdir())
-    return {"faults": faults, "told": told.count("checkpoint failed"), "fatal": fatal, "names": names}
-
-
-def standing(run_dir: str) -> dict[str, dict[str, str]]:
-    """Every published checkpoint with the hashes of its files."""
-    return {p.name: hashes_of(p) for p in Path(run_dir, "ckpt").iterdir() if not p.name.startswith(".")}
-
-
-def failing(operation: str) -> Callable[[str, Path], None]:
-    """A hook that fails every such operation."""
-
-    def at(name: str, path: Path) -> None:
-        if name == f"before {operation}":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    return at
 
 
 def full_disk(place: Place, mount: str) -> dict[str, Any]:
