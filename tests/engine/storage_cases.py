@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.settings import TrackingConfig
 from tests.campaign import Counts, counted
 from tests.engine.cases import FRESH, Job, make
-from tests.engine.checkpoint_cases import hashes_of, message
+from tests.engine.checkpoint_cases import hashes_of, message, private_tmpfs
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
 LINES = ("metrics", "ledger", "journal")  # files whose lines a checkpoint waits for
@@ -170,3 +171,15 @@ def worn_out(place: Place, run_dir: str) -> dict[str, Any]:
     said = message(run.train_and_save)
     fsops.HOOK.at = None
     return {"said": said, "stands": sorted(standing(Path(run_dir))), "saved": path and path.name}
+
+
+def train_on_a_full_disk(place: Place, mount: str, overrides: list[str]) -> int:
+    """`lacuna train` of the tiny config into a private disk with a run directory and not a byte of room."""
+    from launch.cli import main
+
+    private_tmpfs(mount)
+    Path(mount, "full").mkdir()
+    with suppress(OSError), open(f"{mount}/ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    raise SystemExit(main(["train", "configs/tiny_cpu.py", *overrides]))
