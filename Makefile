@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
+MINUTES ?= 120
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 TORCH := $(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))'
 
-.PHONY: help install demo test test-slow check bench chaos golden clean
+.PHONY: help install demo test test-slow check bench chaos soak golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,9 +52,11 @@ bench: install ## every benchmark, one after the other; results go to benchmarks
 	  echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; done; \
 	test -z "$$missed" || { echo "missed a goal or failed:$$missed" >&2; exit 1; }
 
-chaos: install ## kill a run twenty times, then disturb runs under a real SLURM; some ten minutes
-	$(BIN)/python benchmarks/chaos.py
-	$(BIN)/python benchmarks/slurm.py
+chaos: install ## every reliability goal with small counts, then the goals table; some ten minutes
+	$(BIN)/python benchmarks/goals.py --short
+
+soak: install ## every reliability goal in full, then the goals table; hours, MINUTES of them the soak itself
+	$(BIN)/python benchmarks/goals.py --full --minutes $(MINUTES)
 
 golden: install ## compute the golden numbers of tests/golden.py anew
 	$(BIN)/python tests/golden.py --write

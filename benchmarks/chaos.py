@@ -12,9 +12,7 @@ import argparse
 import json
 import platform
 import sys
-import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,33 +24,19 @@ from tests.zygote import shared  # noqa: E402
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        base = Path(folder)
-        pattern = chaos.make_shards(base / "shards")
-        settings = {
-            name: chaos.overrides(base / "runs" / name, pattern, options.steps, options.stage, options.workers)
-            for name in ("calm", "stormy")
-        }
-        calm_s = chaos.timed(lambda: chaos.calm(shared(), settings["calm"]))
-        began = time.monotonic()
-        toll = chaos.stormy(
-            shared(), settings["stormy"], base / "runs" / "stormy", options.kills, options.seed, reach_s=options.reach
-        )
-        stormy_s = time.monotonic() - began
-        same = chaos.compare(base / "runs" / "calm", base / "runs" / "stormy")
-    result = {
-        "command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "machine": platform.platform(),
-        "world": 2, "zero_stage": options.stage, "steps": options.steps, "calm_s": round(calm_s, 1),
-        "stormy_s": round(stormy_s, 1), **asdict(toll), "identical": True, **same,
-    }  # fmt: skip
-    if toll.kills < options.kills:
-        sys.exit(f"the run was over after {toll.kills} of {options.kills} kills; give it more --steps")
+    found = chaos.trial(
+        options.kills, options.stage, options.steps, workers=options.workers, seed=options.seed, reach_s=options.reach
+    )
+    if found["kills"] < options.kills:
+        sys.exit(f"the run was over after {found['kills']} of {options.kills} kills; give it more --steps")
+    result = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"),
+              "machine": platform.platform(), **found, "identical": True}  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"chaos-zero{options.stage}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(
-        f"{toll.kills} kills in {toll.attempts} attempts ({stormy_s:.0f} s): weights, moments, "
-        f"{same['metrics_lines']} loss lines and {same['ledger_lines']} ledger lines identical to the run never killed"
+        f"{found['kills']} kills in {found['attempts']} attempts ({found['stormy_s']:.0f} s): weights, moments, "
+        f"{found['metrics_lines']} loss lines and {found['ledger_lines']} ledger lines identical to the run not killed"
     )
     shared().close()
 

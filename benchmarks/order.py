@@ -2,8 +2,9 @@
 
     python benchmarks/order.py                    # writes benchmarks/results/order.json
 
-Each position is looked up in a process of its own, so nothing is warm: the time is from the lengths of the shards to a
-sample. Memory is the process's resident set before the order is made (Python, numpy and torch) and its peak after."""
+Each position is looked up in a process of its own, so nothing is warm: the time, the processor's so that a busy machine
+changes nothing, is from the lengths of the shards to a sample. Memory is the process's resident set before the order is
+made (Python and numpy) and its peak after."""
 
 from __future__ import annotations
 
@@ -31,16 +32,16 @@ def one(position: int) -> dict[str, float]:
     """Seconds and megabytes of one cold look-up in this process, then of a batch of 256 and of 200 more."""
     lengths = np.full(NUM_SHARDS, IN_EACH)
     before = _resident_mb()
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     order = Order(lengths, seed=0)
     order.sample_at(position)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     order.locate(np.arange(position, position + 256))
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     for step in range(1, 201):
         order.locate(np.arange(position + 256 * step, position + 256 * (step + 1)))
-    times.append(time.perf_counter())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    times.append(time.process_time())
+    peak = _peak_mb()
     seek, batch, more = np.diff(times).tolist()
     return {
         "seek_s": seek, "seek_and_batch_s": seek + batch, "us_per_sample_warm": more / (200 * 256) * 1e6,
@@ -51,6 +52,12 @@ def one(position: int) -> dict[str, float]:
 def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def _peak_mb() -> float:
+    """Of this program alone: ru_maxrss would begin with that of whoever started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:

@@ -27,9 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import machine, versions  # noqa: E402
 from tests import chaos  # noqa: E402
+from tests.campaign import Counts, counted  # noqa: E402
 from tests.zygote import Attempt, shared  # noqa: E402
 
 TRIALS = 10
+SCENARIOS = 13
+Act = Callable[[Attempt, Path], dict[str, float]]  # what is done to a run, and the seconds that took
 
 
 def main() -> int:
@@ -54,13 +57,35 @@ def main() -> int:
     return int(bool(failed) or late or slow)
 
 
-def _trials(
-    folder: Path, pattern: str, name: str, act: Callable[[Attempt, Path], dict[str, float]]
-) -> dict[str, list[float]]:
+def scenario_campaign(number: int, first: int = 0) -> Counts:
+    """G3: every scenario of tests/test_slurm.py, or where fewer are asked for those that are not slow."""
+    rows = [row for row in _scenarios(few=number < SCENARIOS) if row["outcome"] != "skipped"]
+    failures = [f"{row['name']}: {row['outcome']}" for row in rows if row["outcome"] != "passed"]
+    return counted(len(rows), failures, worst_scenario_s=max((row["seconds"] for row in rows), default=0.0))
+
+
+def signal_campaign(number: int, first: int = 0) -> Counts:
+    """G4: signals to a run in the middle of training; each must be a published checkpoint within 2 s."""
+    return _timed(number, "asked", _answer, {"published": 2.0, "ended": 30.0})
+
+
+def death_campaign(number: int, first: int = 0) -> Counts:
+    """G5: one of two ranks is killed; the other must be gone within 5 s."""
+    return _timed(number, "killed", _death, {"gone": 5.0})
+
+
+def _timed(number: int, name: str, act: Act, limits: dict[str, float]) -> Counts:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        found = _trials(Path(folder), chaos.make_shards(Path(folder) / "shards"), name, act, number)
+    late = [f"{what} after {t} s" for what, times in found.items() for t in times if t >= limits[what]]
+    return counted(number, late, **{f"worst_{what}_s": max(times) for what, times in found.items()})
+
+
+def _trials(folder: Path, pattern: str, name: str, act: Act, number: int = TRIALS) -> dict[str, list[float]]:
     """What act measures on so many fresh runs, each in the middle of training."""
     found: dict[str, list[float]] = {}
-    for number in range(TRIALS):
-        run_dir = folder / f"{name}-{number}"
+    for trial in range(number):
+        run_dir = folder / f"{name}-{trial}"
         settings = chaos.overrides(run_dir, pattern, 100_000, stage=1, workers=0)
         attempt = shared().start(chaos.CASE, 2, {"overrides": [*settings, "checkpoint.every_steps=100000"]})
         while not (run_dir / "metrics.jsonl").exists() or chaos._lines(run_dir) < 20:
@@ -89,12 +114,12 @@ def _death(attempt: Attempt, run_dir: Path) -> dict[str, float]:
     return {"gone": time.time() - began}
 
 
-def _scenarios() -> list[dict[str, Any]]:
-    """Name, outcome and seconds of each."""
+def _scenarios(*, few: bool = False) -> list[dict[str, Any]]:
+    """Name, outcome and seconds of each; of few, the slow ones are skipped."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--slow", "tests/test_slurm.py", f"--junitxml={report}"]
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        command = [sys.executable, "-m", "pytest", "-q", "tests/test_slurm.py", f"--junitxml={report}"]
+        subprocess.run([*command, *([] if few else ["--slow"])], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
         cases = ElementTree.parse(report).getroot().iter("testcase")
         return [{"name": case.get("name"), "seconds": round(float(case.get("time", 0)), 1), "outcome": _outcome(case)}
                 for case in cases]  # fmt: skip

@@ -11,6 +11,8 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -79,6 +81,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = build()
     except ConfigError:
         raise
+    except TypeError as error:
+        raise ConfigError(f"config file {path}: {_explained(error, vars(module))}") from error
     except Exception as error:  # whatever a user's file raises is one sentence to them
         raise ConfigError(f"config file {path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
@@ -235,7 +239,7 @@ def _conforms(value: Any, hint: Any) -> bool:
             return all(_conforms(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(_conforms, value, args))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is None or hint is type(None):
@@ -258,6 +262,17 @@ def _words(hint: Any) -> str:
         return f"{len(args)} values separated by a comma, each {_words(args[0])}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _explained(error: TypeError, known: dict[str, Any]) -> str:
+    """error in words, and where a component was given a setting it has not, or not given one it needs, those it has."""
+    found = re.match(r"(\w+)\.__init__\(\) (?:got an unexpected keyword argument '(\w+)'|missing )", str(error))
+    kind = known.get(found[1]) if found else None
+    if found is None or not dataclasses.is_dataclass(kind):
+        return f"TypeError: {error}"
+    names = [f.name for f in dataclasses.fields(kind) if f.init]
+    wrong = f"{found[1]} has no setting {found[2]!r}{_did_you_mean(found[2], names)}" if found[2] else str(error)
+    return f"{wrong}; {found[1]} has {', '.join(names)}"
 
 
 def _did_you_mean(given: str, known: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from pretrain.config import Config, flatten, read_config
+from pretrain.engine import fsops
 from pretrain.engine.precision import resolve_precision
 from pretrain.errors import ConfigError
 
@@ -72,7 +73,7 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 def _make(run_dir: Path) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        fsops.mkdir(run_dir)
     except OSError as error:
         raise ConfigError(
             f"the run directory {run_dir} cannot be made ({error.strerror}); set runs_dir to one you can write"

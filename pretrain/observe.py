@@ -6,6 +6,8 @@ can never touch what is trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -77,8 +79,19 @@ class Observer:
         weights = self._engine.weights()
         if self._engine.rank:
             return
+        with self._whatever_the_disk_says(step):
+            self._draw(step, self._copy(weights))
+
+    @contextmanager
+    def _whatever_the_disk_says(self, step: int) -> Iterator[None]:
+        """A picture that cannot be written is noted and missing; no run ends for it."""
+        try:
+            yield
+        except OSError as error:
+            self._tracker.event("picture failed", step=step, reason=str(error))
+
+    def _draw(self, step: int, model: PretrainModel) -> None:
         config = self._config
-        model = self._copy(weights)
         images, labels = self._images()
         target = model.objective.target(images, labels)
         grid = grid_of(config)
@@ -112,8 +125,9 @@ class Observer:
             return
         model, path = self._copy(weights), self._picture(step, "samples")
         assert isinstance(model.backbone, TokenViT) and isinstance(model.objective, TokenModel)  # checks.py
-        samples_picture(model.backbone, model.objective, self._config.tracking.panel_images, path)
-        self._tracker.panel(step, path, "samples")
+        with self._whatever_the_disk_says(step):
+            samples_picture(model.backbone, model.objective, self._config.tracking.panel_images, path)
+            self._tracker.panel(step, path, "samples")
 
     def _has_average(self, step: int) -> bool:
         return self._config.engine.ema_decay is not None and step > 0

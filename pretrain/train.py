@@ -13,12 +13,13 @@ from itertools import islice
 from typing import cast
 
 from pretrain.around import Around
+from pretrain.blame import explained
 from pretrain.config import Config, to_json, write_config
 from pretrain.continuity import settle
 from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.data.token_shards import check_tokens
-from pretrain.engine.agree import agree, barrier, gather_json, is_peer_failure, peer_failure
+from pretrain.engine.agree import agree, barrier, gather_json
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.distributed import init_distributed
 from pretrain.engine.engine import Engine
@@ -43,6 +44,13 @@ from pretrain.types import BadSample, Batch
 
 
 @dataclass
+class Made:
+    """What this attempt has done so far, also for whoever hears of its end."""
+
+    steps: int = 0
+
+
+@dataclass
 class Run:
     """What the loop holds: everything that was opened for one attempt."""
 
@@ -64,23 +72,22 @@ class Run:
 
 def train(config: Config, around: Around) -> None:
     """Trains config's run to its last step. Raises SavedForLater when asked to stop before, and LacunaErrors."""
+    made = Made()
     try:
         job = f"run {config.run_dir.absolute()}" + (f" of job {around.job}" if around.job else "")
         init_distributed(around.place, config.engine.collective_timeout_s, job=job)
-        _run(_open(_settle(config, around), around), around)
-    except RuntimeError as error:
-        if not is_peer_failure(error):
+        _run(_open(_settle(config, around), around), around, made)
+    except (RuntimeError, OSError) as error:
+        meaning = explained(error, config.run_dir / "ckpt", made.steps)
+        if meaning is None:
             raise
-        raise SavedForLater(
-            f"another process of this job is gone or stands still ({peer_failure(error)}); what was published in "
-            f"{config.run_dir / 'ckpt'} stands; run the same command again to go on from it"
-        ) from error
+        raise meaning from error
 
 
-def _run(run: Run, around: Around) -> None:
+def _run(run: Run, around: Around, made: Made) -> None:
     """The loop, and the end of everything that was opened for it."""
     try:
-        _loop(run, around)
+        _loop(run, around, made)
     except LacunaError as error:
         run.tracker.event("stopped", reason=str(error), exit_code=error.exit_code, step=run.state.step)
         raise
@@ -115,7 +122,7 @@ def _open(config: Config, around: Around) -> Run:
     state = checkpoints.restore(_first_state(config, sources), allow_change=around.allow_change)
     live = LiveLine(total_steps) if is_main else None
     tracker = _tracker(config, around, state, live)
-    checkpoints.on_event = tracker.event
+    checkpoints.on_event, checkpoints.before_save = tracker.event, tracker.sync
     for stall in stalls_of(config.run_dir, checkpoints.attempt - 1) if is_main else ():
         tracker.event("stalled", attempt=checkpoints.attempt - 1, what=stall)
     tracker.event("started", step=state.step, world_size=engine.world, attempt=checkpoints.attempt, job=around.job)
@@ -202,7 +209,7 @@ def _stream(config: Config, engine: Engine, sources: Sources, start_step: int) -
     )
 
 
-def _loop(run: Run, around: Around) -> None:
+def _loop(run: Run, around: Around, made: Made) -> None:
     config, engine = run.config, run.engine
     mixing = Mixing.of(config.data)
     recipe = Recipe(config.mask, grid_of(config), config.seed, run.steps_per_epoch, num_draws(config), mixing)
@@ -220,6 +227,7 @@ def _loop(run: Run, around: Around) -> None:
         run.heart.training(step)
         result = train_step(engine, batches, recipe, step, agreed.num_valid, lr)
         run.heart.resting(step)
+        made.steps += 1
         run.watch.note(step, batches, result.skipped)
         run.records.add(step, lr, result, agreed, waited, time.perf_counter() - began, followed)
         run.state = replace(run.state, step=step + 1, counters=_count(run.state.counters, agreed.num_bad))
@@ -262,7 +270,6 @@ def _marks(run: Run, around: Around, *, stopping: bool) -> None:
     if not stopping:
         run.observer.at(step, last=last)
     if save:
-        run.tracker.sync()
         if config.checkpoint.background and not (last or stopping):
             run.checkpoints.start(run.state)
         else:

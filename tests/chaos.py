@@ -12,9 +12,10 @@ import json
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from tests.zygote import Zygote
+from tests.campaign import Counts, counted
+from tests.zygote import Zygote, shared
 
 SAME = ("step", "loss", "loss_hex", "digest", "lr", "grad_norm", "skipped", "samples", "bad")
 CASE = "tests/chaos.py:rank"
@@ -94,6 +96,43 @@ def overrides(run_dir: Path, pattern: str, steps: int, stage: int, workers: int)
         "checkpoint.every_steps=10", "tracking.log_every=5", "tracking.panels_every=none", "tracking.wandb=off",
         "evaluation.every_steps=none", "engine.collective_timeout_s=60",
     ]  # fmt: skip
+
+
+def trial(kills: int, stage: int, steps: int, *, workers: int = 1, seed: int = 0, reach_s: float = 4.0) -> Counts:
+    """One run killed so often, and the same run left in peace: goal G1. Raises AssertionError where they differ."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        base = Path(folder)
+        pattern = make_shards(base / "shards")
+        runs = {name: base / "runs" / name for name in ("calm", "stormy")}
+        settings = {name: overrides(path, pattern, steps, stage, workers) for name, path in runs.items()}
+        calm_s = timed(lambda: calm(shared(), settings["calm"]))
+        began = time.monotonic()
+        toll = stormy(shared(), settings["stormy"], runs["stormy"], kills, seed, reach_s)
+        stormy_s = time.monotonic() - began
+        same = compare(runs["calm"], runs["stormy"])
+    return {"world": 2, "zero_stage": stage, "steps": steps, "calm_s": round(calm_s, 1),
+            "stormy_s": round(stormy_s, 1), **asdict(toll), **same}  # fmt: skip
+
+
+def plain_campaign(number: int, first: int = 0) -> Counts:
+    """G1: so many SIGKILLs in one run without ZeRO."""
+    return _campaign(number, stage=0, seed=first)
+
+
+def zero2_campaign(number: int, first: int = 0) -> Counts:
+    """G1: so many SIGKILLs in one run at ZeRO stage 2."""
+    return _campaign(number, stage=2, seed=first)
+
+
+def _campaign(kills: int, stage: int, seed: int) -> Counts:
+    failures = []
+    found: Counts = {"kills": 0}
+    try:
+        found = trial(kills, stage, steps=max(100, 8 * kills), seed=seed)
+    except AssertionError as error:
+        failures.append(str(error))
+    told = ("attempts", "steps", "steps_redone", "metrics_lines", "ledger_lines")
+    return counted(found["kills"], failures, **{name: found[name] for name in told if name in found})
 
 
 def calm(zygote: Zygote, settings: list[str], world: int = 2) -> None:

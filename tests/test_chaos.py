@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import chaos
+from tests.soak import soak_campaign
 from tests.zygote import shared
 
 
@@ -25,3 +26,10 @@ def test_a_run_killed_at_random_ends_bit_for_bit_like_the_one_left_in_peace(
     assert toll.kills == 3
     found = chaos.compare(runs["calm"], runs["stormy"])
     assert found["metrics_lines"] == 60 and found["ledger_lines"] > 0
+
+
+@pytest.mark.slow
+def test_a_minute_of_kills_damage_full_disk_and_mute_wandb_changes_nothing() -> None:
+    found = soak_campaign(1)
+    assert found["failures"] == []
+    assert found["kills"] > 0 and found["disk_full"] > 0 and found["ledger_lines"] > 0

@@ -16,18 +16,9 @@ from pretrain.config import Config, apply_overrides, flatten, load_config, read_
 from pretrain.config_help import render, settings_of
 from pretrain.errors import ConfigError
 from pretrain.objectives.pixel import PixelMAEConfig
+from tests.bad_configs import CONFIGS, NO_FILE, Case, bad_config_campaign, command_campaign, fault_of, is_legal
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
-_WITHOUT_A_RUN = {  # a tokenizer that is there before one is trained, and the side of its patches
-    "maskgit_cifar": ("palette", 4), "joint_maskgit_cifar": ("palette", 4), "mage_cifar": ("palette", 4),
-    "maskgit_in256": ("palette", 16),
-    "mage_vitb16": ("palette", 16), "mar_base_in256": ("pixels", 16),
-}  # fmt: skip
-NO_FILE = {
-    name: (f"backbone.tokenizer.path={path}", f"backbone.tokenizer.patch_size={side}")
-    for name, (path, side) in _WITHOUT_A_RUN.items()
-}
 TINY = ROOT / "configs" / "tiny_cpu.py"
 
 BAD_VALUES = {
@@ -137,6 +128,50 @@ def test_a_misspelt_key_is_refused_with_the_right_one(tiny: Config, key: str) ->
     wrong = f"{group}{dot}{leaf[:-1]}"
     with pytest.raises(ConfigError, match=f"did you mean '{leaf}'"):
         apply_overrides(tiny, [f"{wrong}=1"])
+
+
+def test_300_mutations_of_every_shipped_config_are_refused_in_words_that_help_or_are_legal() -> None:
+    found = bad_config_campaign(300)
+    assert found["failures"] == []
+    assert found["refused"] > 200 and found["legal_and_taken"] > 10
+
+
+@pytest.mark.slow
+def test_every_mutation_of_every_key_is_refused_in_words_that_help_or_is_legal() -> None:
+    assert bad_config_campaign(100_000)["failures"] == []
+
+
+@pytest.mark.slow
+def test_bad_settings_given_to_the_command_end_with_78_before_deepspeed_is_imported() -> None:
+    assert command_campaign(2)["failures"] == []
+
+
+def test_an_answer_that_helps_nobody_is_a_fault() -> None:
+    case = Case("tiny_cpu", "override", "data.batch_size", "-1")
+    for said in (None, "CRASH KeyError: 'x'", "it must be 1 or more", "data.batch_size is wrong"):
+        assert fault_of(case, said, legal=False)
+    assert fault_of(case, "data.batch_size=-1; it must be 1 or more", legal=False) is None
+    assert not is_legal(case) and is_legal(Case("tiny_cpu", "override", "data.workers", "0"))
+
+
+@pytest.mark.parametrize("key", ["data.crop_aspect", "optim.base_lr", "data.timeout_s", "mask.ratio.hidden"])
+def test_infinity_is_no_number(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}=.*number"):
+        load_config(TINY, [f"{key}={'1,1e999' if 'aspect' in key else '1e999'}"])
+
+
+def test_a_setting_that_a_component_has_not_is_refused_inside_a_config_file_with_the_right_one(tmp_path: Path) -> None:
+    path, text = tmp_path / "mine.py", TINY.read_text()
+    path.write_text(text.replace("batch_size=64", "batchsize=64"))
+    with pytest.raises(
+        ConfigError, match=r"DataConfig has no setting 'batchsize'; did you mean 'batch_size'\?; .*train, val"
+    ):
+        load_config(path)
+    path.write_text(text.replace('train="embedded", ', ""))
+    with pytest.raises(
+        ConfigError, match=r"missing 1 required positional argument: 'train'; DataConfig has train, val"
+    ):
+        load_config(path)
 
 
 def test_overrides_take_the_type_of_their_field(tiny: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,16 @@ def test_pictures_and_evaluations_come_at_first_and_last_step(tmp_path: Path, pa
     assert steps == [0, 5, 10, 12]
     drawn = [f"{kind}-{s:07d}" for kind in ("heterogeneity", "step") for s in steps]
     assert [path.stem for path in sorted((run_dir / "panels").iterdir())] == drawn
+
+
+def test_a_run_on_a_full_disk_ends_with_75_and_one_sentence(tmp_path: Path, pattern: str) -> None:
+    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"needs user namespaces: unshare -rm says {probe.stderr.decode().strip()}")
+    settings = chaos.overrides(tmp_path / "full", pattern, steps=12, stage=1, workers=0)
+    kwargs = {"mount": str(tmp_path), "overrides": settings}
+    (found,) = shared().run("tests/engine/storage_cases.py:train_on_a_full_disk", 1, kwargs)
+    said = [line for line in found.output.splitlines() if line.startswith("E75 ")]
+    assert found.code == 75, found.output
+    assert len(said) == 1 and "No space left" in said[0] and "run the same command again" in said[0]
+    assert "Traceback" not in found.output

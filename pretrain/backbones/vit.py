@@ -18,7 +18,7 @@ from pretrain.backbones.flops import block_flops, last_block_flops
 from pretrain.backbones.layers import NORM_EPS, Block, initialize, run_block, sincos_positions
 from pretrain.backbones.patch_embed import PatchEmbed
 from pretrain.backbones.treatment import Treatment
-from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
+from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, Range, check_ranges, check_width
 from pretrain.types import Features
 
 SIZES = {  # width, depth, heads
@@ -32,6 +32,7 @@ SIZES = {  # width, depth, heads
 _RANGES: dict[str, Range] = {
     "patch_size": AT_LEAST_1,
     "registers": AT_LEAST_0,
+    "layer_scale": POSITIVE,
     "drop_path": BELOW_1,
     "width": AT_LEAST_1,
     "depth": AT_LEAST_1,

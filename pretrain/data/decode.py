@@ -6,7 +6,8 @@
 - EXIF orientation is applied, unless switched off; malformed EXIF is as good as none;
 - `in_chans=1` gives luminance (ITU-R 601-2, the Y of a JPEG); a .npy member holding (H, W, in_chans) uint8 is taken as
   it is, which is the only way to any other number of channels;
-- what is too large is refused by its header, before anything is allocated; what is cut short is refused.
+- what is too large is refused by its header, before anything is allocated, and so is what has more pixels than its few
+  bytes can mean: 42 bytes of WEBP would be 64 million pixels, 3 s and 1.6 GB; what is cut short is refused.
 
 Ordinary JPEGs go through libjpeg-turbo (simplejpeg): the same pixels as Pillow's, 1.5 times as fast. Everything else,
 and every JPEG that libjpeg-turbo has a complaint about, goes through Pillow."""
@@ -26,6 +27,9 @@ from pretrain.data.image_header import BadImage, Header, image_size, orientation
 
 __all__ = ["BadImage", "decode", "image_size"]
 
+_PLAIN_PIXELS = 4_000_000  # up to here nobody asks how few bytes they come from
+_PIXELS_PER_BYTE = 200  # a white JPEG has 64, a photograph 1 to 20
+_STRIP = 256  # rows handed over from Pillow at a time
 _PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
     Image.DecompressionBombError,
@@ -37,6 +41,8 @@ def decode(data: bytes, in_chans: int = 3, max_pixels: int = 64_000_000, apply_e
     header = read_header(data)
     if header.width * header.height > max_pixels:
         raise BadImage(f"too large: {header.width}x{header.height}, more than {max_pixels} pixels")
+    if header.width * header.height > max(_PLAIN_PIXELS, _PIXELS_PER_BYTE * len(data)):
+        raise BadImage(f"{header.width}x{header.height} pixels in {len(data)} bytes: a decompression bomb")
     if header.format == "NPY":
         return _array(data, header, in_chans)
     if in_chans not in (1, 3):
@@ -79,8 +85,12 @@ def _channels(image: Image.Image, in_chans: int) -> np.ndarray:
         wide = np.asarray(image).astype(np.int32).clip(0, 65_535)
         high = (wide >> 8).astype(np.uint8)  # convert("L") would clip at 255
         return np.repeat(high[..., None], in_chans, axis=2)
-    pixels = np.array(image.convert("RGB" if in_chans == 3 else "L"))
-    return pixels if in_chans == 3 else pixels[..., None]
+    mode, (width, height) = ("RGB" if in_chans == 3 else "L"), image.size
+    pixels = np.empty((height, width, in_chans), np.uint8)
+    for top in range(0, height, _STRIP):  # by strips, or a large image would be there four times over
+        strip = image.crop((0, top, width, min(top + _STRIP, height))).convert(mode)
+        pixels[top : top + _STRIP] = np.asarray(strip).reshape(-1, width, in_chans)
+    return pixels
 
 
 def _array(data: bytes, header: Header, in_chans: int) -> np.ndarray:
@@ -100,4 +110,4 @@ def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
         pixels = pixels[::-1]
     if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels.copy()  # ascontiguousarray would leave a single row that was turned its negative stride

@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import webdataset as wds
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.errors import ConfigError, LacunaError, SavedForLater
@@ -181,6 +182,9 @@ def _end(items: Iterator[Any] | None, processes: list[BaseProcess]) -> None:
     _kill(processes)
     if isinstance(items, _MultiProcessingDataLoaderIter):
         items._shutdown = True
+        if items._worker_pids_set:  # by its address, which the next iterator of this process may well be given
+            signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]  # of its C part
+            items._worker_pids_set = False
         if hasattr(items, "_pin_memory_thread"):
             items._pin_memory_thread_done_event.set()
         for queue in items._index_queues:

@@ -30,7 +30,7 @@ from pretrain.engine.restore import PUBLISHED, Restorer
 from pretrain.engine.run_state import RunState
 from pretrain.engine.settings import CheckpointConfig
 from pretrain.engine.stored import rank_file, write_pieces
-from pretrain.errors import CheckpointError, CrashLoopError
+from pretrain.errors import CrashLoopError, SavedForLater
 
 _MAX_FAILURES = 3
 _MAX_IN_VAIN = 3  # attempts of one job in a row that published nothing
@@ -62,6 +62,7 @@ class Checkpoints:
         """job: what the scheduler calls the job that starts this run, and may start it again by itself. Raises
         CrashLoopError where it did so in vain too often."""
         self.on_event = on_event  # on_event(kind, **fields), on rank 0: the journal
+        self.before_save: Callable[[], None] | None = None  # on rank 0: puts on the disk what a checkpoint counts on
         self.last_step: int | None = None  # of the newest checkpoint that stands
         self._run_dir, self._dir, self._cfg, self._engine = run_dir, run_dir / "ckpt", cfg, engine
         self._attempts = Attempts(run_dir)
@@ -174,6 +175,8 @@ class Checkpoints:
     def _make_room(self, draft: _Draft) -> None:
         """The lease is still ours, there is space for all, and nothing of an earlier try is in the way."""
         self._attempts.require(self.attempt)
+        if self.before_save is not None:
+            self.before_save()
         for leftover in (draft.temporary, draft.final):
             if leftover.exists():
                 self._discard(leftover)
@@ -217,7 +220,7 @@ class Checkpoints:
             fsops.remove_tree(draft.temporary)
         self._tell("checkpoint failed", step=draft.state.step, reason=str(failure), in_a_row=self._failures)
         if self._failures >= _MAX_FAILURES:
-            raise CheckpointError(
+            raise SavedForLater(
                 f"{self._failures} checkpoints in a row could not be written, the last because: {failure}. That of "
                 f"step {self.last_step} stands; make room or repair the storage, and run the same command again"
             ) from failure

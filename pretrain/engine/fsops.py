@@ -52,13 +52,16 @@ def write(path: Path, chunks: Iterable[Bytes]) -> FileSum:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file and flushes it to the disk."""
+    """Adds a line to a file and flushes it to the disk, with its name where the file is new."""
     _before("append", path)
+    is_new = not path.exists()
     with open(path, "a", encoding="ascii") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
     _after("append", path)
+    if is_new:
+        fsync_dir(path.parent)
 
 
 def checksum(path: Path) -> FileSum:
@@ -91,10 +94,13 @@ def names(path: Path) -> list[str]:
 
 
 def mkdir(path: Path) -> None:
-    """Makes a directory and, where needed, its parents."""
+    """Makes a directory and, where needed, its parents, and flushes the name of each one made."""
     _before("mkdir", path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     _after("mkdir", path)
+    for folder in made:
+        fsync_dir(folder.parent)
 
 
 def fsync_dir(path: Path) -> None:

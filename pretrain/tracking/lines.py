@@ -13,30 +13,39 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pretrain.engine import fsops
+
 Record = dict[str, Any]
 
 
 class LineFile:
-    """A file of JSON lines that only grows. Each call of `append` is one write, handed to the kernel at once."""
+    """A file of JSON lines that only grows. Each call of `append` is one write, handed to the kernel at once; what a
+    full or broken disk refuses is kept, and written before anything newer."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         keep_lines(self.path, lambda record: True)
         self._file = open(self.path, "ab", buffering=0)
+        self._waiting = b""
 
     def append(self, records: Iterable[Record]) -> None:
-        """Writes the records, one line each; numbers that are not finite become null, as JSON has no word for them."""
-        payload = "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode()
-        while payload:  # a raw write may be short, for example on a nearly full disk
-            payload = payload[self._file.write(payload) :]
+        """Writes the records, one line each; numbers that are not finite become null, as JSON has no word for them.
+        Raises OSError where lines have to wait."""
+        self._waiting += "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records).encode()
+        self._write()
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk."""
+        """Waits until the lines, also those kept, are on the disk. Raises OSError where they cannot be written."""
+        self._write()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file; further calls are harmless."""
         self._file.close()
+
+    def _write(self) -> None:
+        while self._waiting:  # a raw write may be short, for example on a nearly full disk
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 def read_lines(path: str | Path) -> list[Record]:
@@ -78,7 +87,7 @@ def keep_lines(path: str | Path, keep: Callable[[Record], bool]) -> int:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    fsops.rename(temporary, path)  # with its name flushed, or lines added later could be flushed to a file that is lost
     return max(num_dropped, 1)
 
 

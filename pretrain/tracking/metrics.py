@@ -42,6 +42,7 @@ class Tracker:
         self._is_main = is_main
         self._warn = warn or _to_stderr
         self._mirror: Mirror | None = None
+        self._refused = False  # whether it was said that lines have to wait
         if not is_main:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ class Tracker:
         if not self._is_main or not records:
             return
         assert records[0]["step"] > self._last_step, (records[0]["step"], self._last_step)
-        self._files["metrics"].append(records)
+        self._append("metrics", records)
         self._last_step = records[-1]["step"]
         if self._mirror is not None:
             self._mirror.check()
@@ -70,7 +71,7 @@ class Tracker:
     def evaluation(self, record: Record) -> None:
         """Appends {"step": ..., name: value, ...} to evaluations.jsonl."""
         if self._is_main:
-            self._files["evaluations"].append([record])
+            self._append("evaluations", [record])
             self._evaluated.add(record["step"])
 
     def has_evaluation(self, step: int) -> bool:
@@ -80,7 +81,7 @@ class Tracker:
     def inspection(self, step: int, values: Record) -> None:
         """Appends what an objective says of itself after step to inspections.jsonl; nothing where it says nothing."""
         if self._is_main and values:
-            self._files["inspections"].append([{"step": step, **values}])
+            self._append("inspections", [{"step": step, **values}])
             self._inspected.add(step)
 
     def has_inspection(self, step: int) -> bool:
@@ -90,7 +91,7 @@ class Tracker:
     def ledger(self, records: Sequence[Record]) -> None:
         """Appends bad samples, {"step", "position", "shard", "key", "reason"} each, to ledger.jsonl."""
         if self._is_main and records:
-            self._files["ledger"].append(records)
+            self._append("ledger", records)
 
     def panel(self, step: int, path: Path, group: str = "panels") -> None:
         """Notes that the picture of a step was written, so that W&B shows it too: under group, "panels" for
@@ -103,12 +104,14 @@ class Tracker:
     def event(self, kind: str, **fields: object) -> None:
         """Appends something that happened to the run to journal.jsonl, with its time. The journal is never cut back."""
         if self._is_main:
-            self._files["journal"].append([{"time": round(time.time(), 3), "event": kind, **fields}])
+            self._append("journal", [{"time": round(time.time(), 3), "event": kind, **fields}])
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk; called before a checkpoint that counts on them."""
+        """Waits until all lines are on the disk; called before a checkpoint that counts on them. Raises OSError where
+        they cannot be written."""
         for file in self._files.values() if self._is_main else ():
             file.sync()
+        self._refused = False
 
     def close(self) -> None:
         """Ends the mirror, waiting for it a few seconds at most, and closes the files."""
@@ -119,6 +122,15 @@ class Tracker:
             self._mirror = None
         for file in self._files.values():
             file.close()
+
+    def _append(self, name: str, records: Sequence[Record]) -> None:
+        """Lines that the disk refuses wait in memory; a checkpoint, which counts on them, waits for them."""
+        try:
+            self._files[name].append(records)
+        except OSError as error:
+            if not self._refused:
+                self._warn(f"{name}.jsonl cannot be written now ({error.strerror}); training goes on, lines are kept")
+            self._refused = True
 
     def _warn_once(self, text: str) -> None:
         self.event("wandb", text=text)

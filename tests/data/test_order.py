@@ -8,8 +8,7 @@ import pytest
 from masking.rng import prf
 from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
 from pretrain.errors import ConfigError
-
-WORD = 1 << 64
+from tests.data.order_cases import elastic_campaign, fault_of_epochs, once_campaign, plan_campaign, random_layout
 
 
 def slow_epoch(lengths: list[int], seed: int, lanes: int, block: int, epoch: int) -> list[tuple[int, int]]:
@@ -30,33 +29,13 @@ def slow_epoch(lengths: list[int], seed: int, lanes: int, block: int, epoch: int
     return [run[turn] for turn in range(len(runs[0])) for run in runs if turn < len(run)]
 
 
-def random_layout(rng: random.Random) -> tuple[list[int], int, int]:
-    """Lengths of shards, lanes and block: one shard, empty shards, more lanes than samples all come up."""
-    lengths = [rng.choice([0, 1, 2, 7, rng.randrange(60)]) for _ in range(rng.randrange(1, 12))]
-    lengths[rng.randrange(len(lengths))] += 1
-    return lengths, rng.choice([1, 2, 3, 8, 32, 200]), rng.choice([1, 2, 5, 16, 65_536])
-
-
-def every_sample_comes_once_an_epoch(layouts: int) -> None:
-    rng = random.Random(2)
-    for _ in range(layouts):
-        lengths, lanes, block = random_layout(rng)
-        want = sorted((shard, sample) for shard, length in enumerate(lengths) for sample in range(length))
-        order = Order(lengths, rng.randrange(2**40), lanes, block)
-        for epoch in range(3):
-            positions = np.arange(epoch * order.num_samples, (epoch + 1) * order.num_samples)
-            epochs, shards, samples = order.locate(positions)
-            assert (epochs == epoch).all()
-            assert sorted(zip(shards.tolist(), samples.tolist())) == want
-
-
 def test_every_sample_comes_exactly_once_in_each_epoch_of_any_layout():
-    every_sample_comes_once_an_epoch(200)
+    assert once_campaign(200)["failures"] == []
 
 
 @pytest.mark.slow
 def test_every_sample_comes_exactly_once_over_1000_layouts():
-    every_sample_comes_once_an_epoch(1000)
+    assert once_campaign(1000)["failures"] == []
 
 
 def test_the_order_is_its_definition():
@@ -127,32 +106,24 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_words():
 
 def test_step_digests_are_equal_over_100_schedules_of_world_size_accumulation_and_workers():
     """The plan alone: each worker of each rank locates its micro-batches with an order of its own."""
-    rng = random.Random(5)
-    lengths, names = [13, 0, 40, 1, 77], [prf(9, "shard", shard) for shard in range(5)]
-    batch, steps = 48, 12
-    want = step_digests(lengths, names, batch, [(0, steps, 1, 1, 1)])
-    for _ in range(100):
-        schedule, step = [], 0
-        while step < steps:  # the world changes at random steps, as after a requeue
-            until = min(steps, step + rng.randrange(1, 7))
-            schedule.append((step, until, rng.choice([1, 2, 3, 4, 6, 8]), rng.choice([1, 2]), rng.randrange(1, 6)))
-            step = until
-        assert step_digests(lengths, names, batch, schedule) == want, schedule
+    assert plan_campaign(100)["failures"] == []
 
 
-def step_digests(lengths, names, batch, schedule) -> list[int]:
-    digests = []
-    for start, until, world, accumulation, workers in schedule:
-        orders = [[Order(lengths, 4, lanes=8, block=16) for _ in range(workers)] for _ in range(world)]
-        for step in range(start, until):
-            digest = 0
-            for rank in range(world):
-                for micro, positions in enumerate(rank_positions(step, batch, rank, world, accumulation)):
-                    turn = (step - start) * accumulation + micro
-                    _, shards, samples = orders[rank][turn % workers].locate(positions)
-                    digest += sum(sample_digest(names[s], i) for s, i in zip(shards.tolist(), samples.tolist()))
-            digests.append(digest % WORD)
-    return digests
+def test_step_digests_are_equal_through_real_loaders():
+    assert elastic_campaign(6, first=1)["failures"] == []
+
+
+@pytest.mark.slow
+def test_step_digests_are_equal_through_real_loaders_with_worker_processes():
+    assert elastic_campaign(1)["failures"] == []
+
+
+def test_a_lost_or_repeated_sample_would_be_seen():
+    lengths = [4, 3]
+    positions = np.arange(7)
+    assert fault_of_epochs(Order(lengths, 1, lanes=2, block=4), lengths) is None
+    for order in (Order([4, 4], 1, lanes=2, block=4), Order([3, 4], 1, lanes=2, block=4)):
+        assert "epoch 0" in fault_of_epochs(order, lengths, positions)
 
 
 def test_the_digest_tells_samples_shards_and_what_became_of_them_apart():

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from pretrain.data.workers import Fetcher, check_shared_memory, refusals
 from pretrain.errors import ConfigError, DataError, SavedForLater
@@ -54,6 +55,16 @@ def fetcher(
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_items_come_in_order_and_end(workers: int) -> None:
     assert list(fetcher(workers, end=11)) == list(range(11))
+
+
+def test_a_closed_fetcher_leaves_nothing_registered_that_a_later_one_could_run_into() -> None:
+    """torch knows the workers of an iterator by its address, and refuses to note two sets of them for one."""
+    first = fetcher(1)
+    assert next(first) == 0
+    address = id(first._items)
+    first.close()
+    signal_handling._set_worker_pids(address, (os.getpid(),))  # what an iterator at the same address would do
+    signal_handling._remove_worker_pids(address)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -209,25 +209,28 @@ def convert(place: Place, source: str, target: str, combos: list[list[Any]]) -> 
 
 
 def poisoned(place: Place, run_dir: str, combos: list[list[Any]]) -> dict[str, Any]:
-    """Steps 0 to 3 with step 2 spoiled on the last rank, against steps 0, 1 and 3 alone."""
+    """Four steps with one of them spoiled on one rank, against the other three alone; a checkpoint is published right
+    after. A combo is [stage, precision, poison, step, rank]."""
     out = {}
-    for stage, precision, poison in combos:
-        folder = Path(run_dir) / f"{stage}-{precision}-{poison}"
-        folder.mkdir(parents=True, exist_ok=True)
+    for stage, precision, poison, bad_step, rank in combos:
+        folder = Path(run_dir) / "-".join(map(str, (stage, precision, poison, bad_step, rank)))
         job = make(place, stage, precision, folder, ema_decay=0.9, clip_norm=0.5)
-        flags = []
+        checkpoints, flags = Checkpoints(folder, CheckpointConfig(), job.engine), []
         for step in range(4):
-            spoiled = poison if step == 2 and place.rank == place.world_size - 1 else None
+            spoiled = poison if step == bad_step and place.rank == rank else None
             flags.append(float(job.step(step, poison=spoiled)[2]))
-            if step == 2:
-                job.engine.save_slices(folder)
+            if step == bad_step:
+                assert checkpoints.save(replace(FRESH, step=step + 1))
         calm = make(place, stage, precision, folder, ema_decay=0.9, clip_norm=0.5)
-        for step in (0, 1, 3):
-            calm.step(step)
+        for step in range(4):
+            if step != bad_step:
+                calm.step(step)
         pairs = [(e.weights(), e.weights(ema=True), e.updates()) for e in (job.engine, calm.engine)]
+        stored = [t for path in folder.glob("ckpt/0*") for _, t in stored_tensors(path)]
         out[folder.name] = {
             "flags": flags, "updates": [pair[2] for pair in pairs], "weights": [digest(pair[0]) for pair in pairs],
-            "ema": [digest(pair[1]) for pair in pairs],
+            "ema": [digest(pair[1]) for pair in pairs], "values": sum(t.numel() for t in stored),
+            "not_finite": sum(int((~t.isfinite()).sum()) for t in stored),
         }  # fmt: skip
     return out
 
@@ -264,12 +267,6 @@ FRESH = RunState(step=0, fingerprint="f" * 64, seed=1, batch_size=GLOBAL_BATCH, 
 def plain_reference(place: Place, **kwargs: Any) -> dict[str, Any]:
     """reference, in a forked process."""
     return reference(**kwargs)
-
-
-def finite(place: Place, directories: list[str]) -> dict[str, int]:
-    """How many stored values there are, and how many are not finite."""
-    tensors = [t for d in directories for _, t in stored_tensors(Path(d))]
-    return {"values": sum(t.numel() for t in tensors), "not_finite": sum(int((~t.isfinite()).sum()) for t in tensors)}
 
 
 def digests(place: Place, directories: list[str]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import os
 import random
@@ -21,8 +20,11 @@ from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.commit import BadCheckpoint, verify
 from pretrain.engine.distributed import Place
 from pretrain.engine.settings import CheckpointConfig
-from pretrain.errors import CheckpointError, FencedError
+from pretrain.errors import CheckpointError, FencedError, SavedForLater
+from tests.campaign import Counts, counted
 from tests.engine.cases import FRESH, Job, digest, make
+
+KINDS = ("bit", "truncated", "grown", "missing", "extra", "swapped", "zeroed", "link", "older")
 
 
 def opened(place: Place, run_dir: str | Path, stage: int = 1, **config: Any) -> tuple[Job, Checkpoints]:
@@ -43,40 +45,36 @@ def saved(place: Place, run_dir: str, steps: int = 3, **config: Any) -> list[str
     return out
 
 
-def corruptions(place: Place, run_dir: str, number: int) -> dict[str, Any]:
-    """Damages the newest checkpoint in number random ways: how each was met. Every tenth goes through restore."""
-    rng = random.Random(5)
+def corruptions(place: Place, run_dir: str, number: int, first: int = 0) -> Counts:
+    """Damages the newest checkpoint in number random ways, each met by verify and by restore: a campaign's counts."""
     newest, older = sorted(Path(run_dir, "ckpt").iterdir())[::-1][:2]
     good = {step: hashes_of(path) for step, path in ((3, newest), (2, older))}
     checkpoints = opened(place, run_dir)[1]
-    undetected, wrong, kinds = [], [], {}
-    for index in range(number):
-        copy = Path(run_dir, "copy")
-        shutil.copytree(newest, copy)
-        kind = damage(copy, older, rng)
-        kinds[kind] = kinds.get(kind, 0) + 1
-        hidden = newest.with_name(".hidden")
+    failures: list[str] = []
+    kinds: dict[str, int] = {}
+    hidden = newest.with_name(".hidden")
+    for case in range(first, first + number):
         newest.rename(hidden)
-        copy.rename(newest)
-        if not refused(newest):
-            undetected.append((index, kind))
-        if index % 10 == 0:
-            state = checkpoints.restore(FRESH)
-            if state.step != 2 or hashes_of(older) != good[2] or newest.exists():
-                wrong.append((index, kind, state.step))
-        shutil.rmtree(newest, ignore_errors=True)
+        shutil.copytree(hidden, newest)
+        kind = damage(newest, older, random.Random(f"corruption {case}"))
+        kinds[kind] = kinds.get(kind, 0) + 1
+        detected = refused(newest)
+        state = checkpoints.restore(FRESH)
+        aside = newest.with_name(f".bad-{newest.name}")
+        if not detected or state.step != 2 or hashes_of(older) != good[2] or newest.exists() or not aside.exists():
+            failures.append(f"case {case}, {kind}: detected {detected}, restored step {state.step}")
+        for copy in (newest, aside):
+            shutil.rmtree(copy, ignore_errors=True)
         hidden.rename(newest)
     assert hashes_of(newest) == good[3]
     assert checkpoints.restore(FRESH).step == 3
-    bad = sum(path.name.startswith(".bad") for path in newest.parent.iterdir())
-    return {"undetected": undetected, "wrong": wrong, "kinds": kinds, "bad": bad}
+    return counted(number, failures, **kinds)
 
 
 def damage(copy: Path, older: Path, rng: random.Random) -> str:
     """One random fault in copy."""
     path = rng.choice(sorted(p for p in copy.iterdir() if p.is_file()))
-    kinds = ["bit", "bit", "bit", "truncated", "grown", "missing", "extra", "swapped", "zeroed", "link", "older"]
-    kind = rng.choice(kinds)
+    kind = rng.choice(["bit", "bit", *KINDS])
     data = bytearray(path.read_bytes())
     if kind == "bit":
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -102,8 +100,8 @@ def damage(copy: Path, older: Path, rng: random.Random) -> str:
         data[at : at + len(zeros)] = zeros
         path.write_bytes(data)
     elif kind == "link":
-        path.rename(copy.parent / "elsewhere")
-        path.symlink_to(copy.parent / "elsewhere")
+        path.rename(copy.parent / ".elsewhere")
+        path.symlink_to(copy.parent / ".elsewhere")
     else:
         shutil.copy(older / path.name, path)
     return kind
@@ -154,10 +152,10 @@ def mismatches(place: Place, run_dir: str) -> dict[str, str]:
 
 
 def message(act: Callable[[], Any]) -> str:
-    """The text of the CheckpointError that act raises."""
+    """The text of the CheckpointError or SavedForLater that act raises."""
     try:
         act()
-    except CheckpointError as error:
+    except (CheckpointError, SavedForLater) as error:
         return str(error)
     return ""
 
@@ -252,52 +250,6 @@ def forked(act: Callable[[], int]) -> int:
         finally:
             os._exit(code)
     return os.waitpid(pid, 0)[1]
-
-
-def broken_storage(place: Place, run_dir: str, stage: int) -> dict[str, Any]:
-    """EIO and ENOSPC on one rank at each kind of operation: all ranks give up together, and the next save works."""
-    job, checkpoints = opened(place, run_dir, stage)
-    told: list[str] = []
-    checkpoints.on_event = lambda kind, **facts: told.append(kind)
-    job.step(0)
-    assert checkpoints.save(replace(FRESH, step=1))
-    step, faults = 1, 0
-    operations = ("write", "chunk", "fsync", "mkdir", "fsync_dir", "rename", "append", "link", "statvfs")
-    for rank in range(place.world_size):
-        for operation in operations:
-            if rank and operation not in ("write", "chunk", "fsync"):
-                continue
-            step += 1
-            fsops.HOOK.at = failing(operation) if place.rank == rank else None
-            before = standing(run_dir) if place.rank == 0 else {}
-            assert checkpoints.save(replace(FRESH, step=step)) is None, (rank, operation)
-            assert place.rank or standing(run_dir).items() >= before.items(), "an older checkpoint was touched"
-            fsops.HOOK.at = None
-            faults += 1
-            job.step(step)
-            assert checkpoints.save(replace(FRESH, step=step)), (rank, operation)
-    fsops.HOOK.at = failing("fsync") if place.rank == 1 else None
-    assert checkpoints.save(replace(FRESH, step=100)) is None
-    assert checkpoints.save(replace(FRESH, step=101)) is None
-    fatal = message(lambda: checkpoints.save(replace(FRESH, step=102)))
-    fsops.HOOK.at = None
-    names = sorted(p.name for p in Path(run_dir, "ckpt").iterdir())
-    return {"faults": faults, "told": told.count("checkpoint failed"), "fatal": fatal, "names": names}
-
-
-def standing(run_dir: str) -> dict[str, dict[str, str]]:
-    """Every published checkpoint with the hashes of its files."""
-    return {p.name: hashes_of(p) for p in Path(run_dir, "ckpt").iterdir() if not p.name.startswith(".")}
-
-
-def failing(operation: str) -> Callable[[str, Path], None]:
-    """A hook that fails every such operation."""
-
-    def at(name: str, path: Path) -> None:
-        if name == f"before {operation}":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    return at
 
 
 def full_disk(place: Place, mount: str) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.campaigns import corruption_campaign, power_loss_campaign, storage_campaign
+from tests.engine.checkpoint_cases import KINDS
+from tests.engine.kill_points import kill_campaign
 from tests.zygote import shared
 
 CASES = "tests/engine/checkpoint_cases.py"
@@ -18,13 +21,14 @@ def _run(name, run_dir, world=1, **kwargs):
     return [outcome.value for outcome in outcomes]
 
 
-def test_every_one_of_300_corruptions_is_detected_and_the_older_checkpoint_wins(tmp_path):
-    _run("saved", tmp_path / "run", 2)
-    found = _run("corruptions", tmp_path / "run", number=300)[0]
-    assert found["undetected"] == []
-    assert found["wrong"] == []
-    assert len(found["kinds"]) == 9
-    assert found["bad"] == 30
+def _ranks(target, run_dir):
+    return [outcome.value for outcome in shared().run(target, 2, {"run_dir": str(run_dir)})]
+
+
+def test_every_one_of_100_corruptions_is_detected_and_the_older_checkpoint_wins():
+    found = corruption_campaign(100)
+    assert found["failures"] == []
+    assert all(found[kind] for kind in KINDS)
 
 
 def test_a_run_with_history_never_starts_from_scratch_by_itself(tmp_path):
@@ -50,14 +54,18 @@ def test_a_save_killed_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp
     assert found["killed"] > 25
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_storage_that_fails_on_one_rank_fails_the_save_of_all_and_nothing_else(stage, tmp_path):
-    main, other = _run("broken_storage", tmp_path / "run", 2, stage=stage)
-    assert main["faults"] == other["faults"] == main["told"] - 3 == 12
-    assert "3 checkpoints in a row" in main["fatal"]
-    assert main["fatal"] == other["fatal"]
-    assert all(not name.startswith(".") for name in main["names"])
-    assert len(main["names"]) == 3
+def test_storage_that_fails_on_one_rank_fails_the_save_of_all_and_nothing_else():
+    for first in (0, 41):  # at stages 3 and 0
+        found = storage_campaign(12, first)
+        assert found["failures"] == []
+        assert 0 < found["checkpoints_not_made"] <= 12
+
+
+def test_three_saves_in_a_row_that_one_rank_cannot_make_end_the_run_in_a_sentence_on_all(tmp_path):
+    main, other = _ranks("tests/engine/storage_cases.py:worn_out", tmp_path / "run")
+    assert main["said"] == other["said"]
+    assert "3 checkpoints in a row" in main["said"] and "run the same command again" in main["said"]
+    assert main["stands"] == other["stands"] == [main["saved"]]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path):
@@ -97,3 +105,22 @@ def _wait_until_stopped(pid: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{pid} never stopped")
+
+
+def test_two_ranks_killed_at_some_operations_leave_the_old_or_the_new_checkpoint():
+    assert kill_campaign(2)["failures"] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_at_every_operation_leave_the_old_or_the_new_checkpoint():
+    found = kill_campaign(1000)
+    assert found["failures"] == []
+    assert found["tried"] == found["all_cases"] > 150
+
+
+def test_whatever_a_power_loss_leaves_the_run_goes_on_from_the_last_checkpoint_with_all_its_lines():
+    assert power_loss_campaign(60)["failures"] == []
+
+
+def test_a_name_that_is_never_flushed_would_be_noticed():
+    assert power_loss_campaign(40, forgetful=True)["failed"] > 0

@@ -147,3 +147,22 @@ def test_evaluations_that_are_already_written_are_known_after_a_resume(tmp_path)
     run = tracker(tmp_path, resume_step=10)
     assert run.has_evaluation(10) and not run.has_evaluation(20)
     run.close()
+
+
+def test_lines_that_a_full_disk_refuses_are_kept_told_of_once_and_written_in_order_when_there_is_room(tmp_path):
+    warnings = []
+    run = tracker(tmp_path, warn=warnings.append)
+    run.log([record(1)])
+    room = run._files["metrics"]._file
+    with open("/dev/full", "ab", buffering=0) as full:
+        run._files["metrics"]._file = full
+        for step in (2, 3):
+            run.log([record(step)])
+        with pytest.raises(OSError, match="No space left"):
+            run.sync()
+    run._files["metrics"]._file = room
+    run.log([record(4)])
+    run.sync()
+    run.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert len(warnings) == 1 and "No space left" in warnings[0] and "training goes on" in warnings[0]

@@ -19,6 +19,7 @@ from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.settings import TrackingConfig
 from pretrain.tracking.wandb_log import read_history, read_records
 from pretrain.tracking.wandb_mirror import choose_mode
+from tests.tracking.dead_wandb import wandb_campaign
 
 CONFIG = {"name": "run", "data": {"batch_size": 4}, "seed": 7}
 PATIENCE_S = 60
@@ -211,6 +212,12 @@ def test_a_server_that_only_answers_errors_means_an_offline_run_and_all_rows(tmp
         run.close()
         server.shutdown()
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 31))
+
+
+@pytest.mark.slow
+def test_a_run_ends_as_without_wandb_whatever_trouble_that_is_in():
+    """Refused, mute, killed, answering errors: real runs on two ranks."""
+    assert wandb_campaign(4)["failures"] == []
 
 
 def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
