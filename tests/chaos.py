@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -142,8 +143,9 @@ def calm(zygote: Zygote, settings: list[str], world: int = 2) -> None:
 
 
 def stormy(zygote: Zygote, settings: list[str], run_dir: Path, kills: int, seed: int, reach_s: float) -> Toll:
-    """The run that is killed `kills` times and started again each time: at times up to reach_s after its start, or as
-    soon as it has made its share of the steps, so that a fast machine is not done before the last kill."""
+    """The run that is killed `kills` times and started again each time: every other time up to reach_s after its start,
+    at the latest when it has made its share of the steps, so that a fast machine is not done before the last kill; and
+    every other time not before that, so that a slow machine is not killed in its starts alone."""
     rng, toll = random.Random(seed), Toll()
     steps = next(int(value.partition("=")[2]) for value in settings if value.startswith("steps="))
     for _ in range(kills * 4 + 10):
@@ -152,7 +154,8 @@ def stormy(zygote: Zygote, settings: list[str], run_dir: Path, kills: int, seed:
         attempt = zygote.start(CASE, 2, {"overrides": settings})
         over = threading.Event()
         share = steps * (toll.kills + 1) // (kills + 1)
-        storm = partial(_strike, attempt.pids, rng.choice([0, 1, None]), rng.uniform(0.2, reach_s), run_dir, share)
+        after_s = rng.uniform(0.2, reach_s) if toll.kills % 2 else math.inf
+        storm = partial(_strike, attempt.pids, rng.choice([0, 1, None]), after_s, run_dir, share)
         killer = threading.Thread(target=storm, args=(over, toll)) if toll.kills < kills else None
         if killer:
             killer.start()
