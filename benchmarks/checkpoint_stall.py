@@ -32,6 +32,7 @@ from pretrain.engine.run_state import RunState  # noqa: E402
 from pretrain.model import build_model, grid_of, num_draws  # noqa: E402
 from pretrain.step import Recipe, train_step  # noqa: E402
 from pretrain.types import Batch  # noqa: E402
+from tests.campaign import Counts, counted  # noqa: E402
 
 INTERVAL_S = 600.0
 GOAL = 0.02  # of the interval
@@ -84,6 +85,17 @@ def main() -> int:
     path = Path(options.out or ROOT / "benchmarks" / "results" / f"checkpoint-stall-{bench.engine.device.type}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     return int(result["background"]["share"] >= GOAL)
+
+
+def campaign(number: int, first: int = 0) -> Counts:
+    """Goal G18 as one of many: number checkpoints, those that held training up for too long, and the longest stall."""
+    with tempfile.TemporaryDirectory(prefix="stall-") as folder:
+        bench = _bench(Path(folder), 4)
+        step_s = statistics.median([bench.train() for _ in range(3)][1:])
+        stalls = [measure(bench, step_s)["background"] for _ in range(number)]
+        bench.engine.close()
+    late = [f"checkpoint {first + at}: {stall:.1f} s" for at, stall in enumerate(stalls) if stall >= GOAL * INTERVAL_S]
+    return counted(number, late, worst_stall_s=round(max(stalls), 2))
 
 
 def measure(bench: Bench, step_s: float) -> dict[str, float]:

@@ -74,7 +74,7 @@ def test_a_run_asked_to_stop_saves_and_says_75_then_goes_on_exactly(tmp_path: Pa
 def test_a_rank_that_freezes_is_ended_and_named_and_the_run_goes_on_exactly(tmp_path: Path, pattern: str) -> None:
     calm, frozen = tmp_path / "calm", tmp_path / "frozen"
     assert start(calm, pattern, world=2, steps=60)[0].code == 0
-    settings = [*chaos.overrides(frozen, pattern, steps=60, stage=1, workers=0), "engine.collective_timeout_s=6"]
+    settings = [*chaos.overrides(frozen, pattern, steps=60, stage=1, workers=0), "engine.collective_timeout_s=12"]
     attempt = shared().start(chaos.CASE, 2, {"overrides": settings})
     while chaos.last_step(frozen) < 20:
         time.sleep(0.02)
@@ -88,6 +88,12 @@ def test_a_rank_that_freezes_is_ended_and_named_and_the_run_goes_on_exactly(tmp_
     stalls = [event["what"] for event in journal if event["event"] == "stalled"]  # rank 0's says that it waits
     assert stalls[-1].startswith("rank 1 is stopped at step")
     chaos.compare(calm, frozen)
+
+
+def test_a_place_that_takes_no_runs_is_refused_with_its_path(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "file").write_text("")
+    (outcome,) = start(tmp_path / "file" / "run", pattern)
+    assert outcome.code == 78 and f"E78 the run directory {tmp_path}/file/run cannot be made" in outcome.output
 
 
 def test_a_changed_setting_is_refused_and_fresh_moves_the_old_run_aside(tmp_path: Path, pattern: str) -> None:
