@@ -3,7 +3,8 @@
 Command:   lacuna finetune configs/finetune_cifar.py init_from=runs/mae_cifar data.train='train/*.tar' data.val='val/*.tar'
            lacuna finetune --from-scratch configs/finetune_cifar.py name=scratch optim.layer_decay=none ... (its baseline)
 Hardware:  one CPU core, or any GPU
-Expected:  not measured at this size; docs/finetune.md has a smaller encoder's numbers
+Expected:  not measured at this size; a smaller encoder in 200 steps: 43.4 %, and 35.1 % from scratch
+           (one run each, docs/finetune.md)
 """
 
 from pretrain.backbones.vit import ViTConfig
