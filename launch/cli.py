@@ -25,7 +25,7 @@ from pretrain.errors import LacunaError
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
 78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
 
-_READERS = ("train", "submit", "evaluate", "generate", "tokenize", "export")
+_READERS = ("train", "finetune", "submit", "evaluate", "generate", "tokenize", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,11 +109,16 @@ def _add_train(verbs) -> None:  # type: ignore[no-untyped-def]
         add_help=False,
         epilog="example: lacuna train configs/mae_vitb16.py data.train='shards/*.tar' name=first",
     )
-    train.add_argument("config", help="a Python file with config(), see configs/")
-    train.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ from the file")
-    train.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and start anew")
-    train.add_argument("--allow-change", action="store_true", help="go on although settings of the run have changed")
-    train.add_argument("-h", "--help", nargs=0, action=_SettingsHelp, help="show this, and every setting")
+    says = "train a classifier from pretrained weights, and measure it; goes on after any interruption"
+    example = "example: lacuna finetune configs/finetune_vitb16.py init_from=runs/first data.val='val/*.tar'"
+    finetune = _add(verbs, "finetune", _finetune, says, add_help=False, epilog=example)
+    finetune.add_argument("--from-scratch", action="store_true", help="begin with drawn weights: the baseline")
+    for verb in (train, finetune):
+        verb.add_argument("config", help="a Python file with config(), see configs/")
+        verb.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ from it")
+        verb.add_argument("--fresh", action="store_true", help="move an earlier run of this name aside and start anew")
+        verb.add_argument("--allow-change", action="store_true", help="go on although settings of the run have changed")
+        verb.add_argument("-h", "--help", nargs=0, action=_SettingsHelp, help="show this, and every setting")
     config = _add(verbs, "config", _config, "check a config and show every setting with its meaning")
     config.add_argument("config", help="a Python file with config(), see configs/")
     config.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -190,6 +195,7 @@ def _add_evaluate(verbs) -> None:  # type: ignore[no-untyped-def]
     evaluate.add_argument(
         "--max-images", type=int, help="use at most so many images of each split (default with --attention: 30)"
     )
+    evaluate.add_argument("--all-images", action="store_true", help="use every image, whatever the run's setting is")
     evaluate.add_argument(
         "--untrained", action="store_true", help="measure the same encoder with its initial weights as well"
     )
@@ -224,6 +230,14 @@ def _train(options: argparse.Namespace) -> None:
     from launch.start import start
 
     start(options.config, options.overrides, fresh=options.fresh, allow_change=options.allow_change)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from launch.finetune import finetune
+
+    run_dir = finetune(options)
+    if run_dir is not None:
+        _evaluate(_parser().parse_args(["evaluate", str(run_dir), "--methods", "head", "--all-images"]))
 
 
 def _config(options: argparse.Namespace) -> None:

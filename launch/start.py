@@ -1,24 +1,30 @@
-"""`lacuna train`: find out where we are, check the config, then hand over to pretrain.train.
+"""`lacuna train` and `finetune`: find out where we are, check the config, then hand over to pretrain.train.
 
 The order matters: everything that can be refused is refused before DeepSpeed is imported or anything is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from launch import environment as env
 from launch.preempt import StopFlag
 from pretrain.checks import check
-from pretrain.config import load_config
+from pretrain.config import Config, load_config
 
 
-def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: bool) -> None:
-    """Trains the run of the config file at path. Raises LacunaErrors, whose exit codes say what to do."""
+def start(
+    path: str, overrides: Sequence[str], *, fresh: bool, allow_change: bool,
+    require: Callable[[Config], None] | None = None,
+) -> Config:  # fmt: skip
+    """Trains the run of the config file at path to its end, and says what its config was. require may refuse that.
+    Raises LacunaErrors, whose exit codes say what to do."""
     place = env.detect()
     config = load_config(path, overrides)
+    if require is not None:
+        require(config)
     check(config, place.world_size)
     stop = StopFlag(place.deadline_s, grace_s=config.checkpoint.grace_s)
     stop.listen()
@@ -44,6 +50,7 @@ def start(path: str, overrides: Sequence[str], *, fresh: bool, allow_change: boo
         train(config, around)
     finally:
         stop.ignore()
+    return config
 
 
 def _say(text: str) -> None:

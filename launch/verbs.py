@@ -194,6 +194,8 @@ def _evaluation_settings(config: Config, options: argparse.Namespace) -> Evaluat
     for name in ("pool", "layer", "max_images"):
         value = getattr(options, name)
         changes |= {} if value is None else {name: value}
+    if options.all_images:
+        changes["max_images"] = None
     return replace(config.evaluation, **changes)
 
 

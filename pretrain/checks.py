@@ -15,15 +15,7 @@ from pretrain.objectives.base import NeedsNoneVisible, ObjectiveConfig, Taught
 from pretrain.objectives.mage import MAGEConfig
 from pretrain.objectives.mar import MARConfig
 from pretrain.objectives.maskgit import MaskGITConfig
-from pretrain.ranges import (
-    AT_LEAST_0,
-    AT_LEAST_1,
-    POSITIVE,
-    RANGE_IN_1,
-    SHARE,
-    Range,
-    check_ranges,
-)
+from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, POSITIVE_SHARE, RANGE_IN_1, SHARE, Range, check_ranges
 from pretrain.tokenizers.token_vit import TokenViTConfig
 
 _RANGES: dict[str, Range] = {
@@ -59,6 +51,7 @@ _RANGES: dict[str, Range] = {
     "optim.betas": ("two numbers, each from 0 to below 1", lambda v: all(0 <= b < 1 for b in v)),
     "optim.eps": POSITIVE,
     "optim.weight_decay": AT_LEAST_0,
+    "optim.layer_decay": POSITIVE_SHARE,
     "optim.warmup": SHARE,
     "optim.final_lr_ratio": SHARE,
     "optim.clip_norm": POSITIVE,
@@ -95,6 +88,7 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_grid(config)
     config.objective.check()
     _check_pair(config)
+    _check_layers(config)
     if config.mto is not None:
         config.mto.check(config.objective, config.backbone)
     _check_mixing(config, world_size)
@@ -166,6 +160,14 @@ def _check_pair(config: Config) -> None:
         raise ConfigError(
             "the teacher is the student's average, and at engine.zero_stage=3 no process has the student's weights "
             "whole; use engine.zero_stage=2 or below"
+        )
+
+
+def _check_layers(config: Config) -> None:
+    if config.optim.layer_decay is not None and "tokenizer" in config.backbone.answers:
+        raise ConfigError(
+            f"optim.layer_decay={config.optim.layer_decay} counts the encoder's blocks, and "
+            f"{type(config.backbone).__name__} has none; set optim.layer_decay=none"
         )
 
 

@@ -34,7 +34,7 @@ from pretrain.engine.distributed import Place, device_of, init_distributed, limi
 from pretrain.engine.ema import Ema
 from pretrain.engine.fixed import FixedTensors
 from pretrain.engine.hooks import open_features
-from pretrain.engine.optim import MOMENTS, arm, build_optimizer, materialize_state
+from pretrain.engine.optim import MOMENTS, arm, build_optimizer, materialize_state, set_rate
 from pretrain.engine.precision import Precision, resolve_precision
 from pretrain.engine.settings import EngineConfig, OptimConfig
 from pretrain.engine.slices import Slice, find_layout
@@ -104,8 +104,7 @@ class Engine:
         """
         assert self._micro == self.kept.accumulation, f"{self._micro} micro-batches of {self.kept.accumulation}"
         optimizer = self._layout.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(optimizer, lr)
         norm, flag = self._norm_and_flag()
         arm(optimizer, flag, self._clip_scale(norm, flag))
         self._deepspeed.step()

@@ -7,21 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.engine.layer_decay import rate_scales
 from pretrain.engine.settings import OptimConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what torch's AdamW remembers of every value, beside its step count
+_SCALE = "lr_scale"  # of a group: as timm calls it
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW over model's trainable parameters, in two groups: decayed and not. Its rate starts at 0."""
-    decayed, plain = split_decay(model)
-    named = dict(model.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [named[name] for name in decayed], "weight_decay": cfg.weight_decay},
-        {"params": [named[name] for name in plain], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """torch's fused AdamW over model's trainable parameters: a group, decayed or not, for each factor of the rate.
+
+    Its rates start at 0; `set_rate` sets them."""
+    named, scales = dict(model.named_parameters()), rate_scales(model, cfg.layer_decay)
+    groups: list[dict[str, Any]] = []
+    for names, weight_decay in zip(split_decay(model), (cfg.weight_decay, 0.0), strict=True):
+        for scale in sorted({scales[name] for name in names}):
+            params = [named[name] for name in names if scales[name] == scale]
+            groups.append({"params": params, "weight_decay": weight_decay, _SCALE: scale})
     return torch.optim.AdamW(groups, lr=0.0, betas=cfg.betas, eps=cfg.eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Makes lr the rate of the next update, times what each group's layers are scaled by."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[_SCALE]
 
 
 def split_decay(model: nn.Module) -> tuple[list[str], list[str]]:

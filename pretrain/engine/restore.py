@@ -111,7 +111,7 @@ class Restorer:
                     f"{key} was {stored} in the checkpoint of step {state.step} and is {here} now: other samples would "
                     "follow; use the old value, another name=..., or --fresh"
                 )
-        for key in ("betas", "eps", "weight_decay", "clip_norm"):
+        for key in ("betas", "eps", "weight_decay", "layer_decay", "clip_norm"):
             value = getattr(self._engine.optim, key)
             here = list(value) if isinstance(value, tuple) else value
             if commit.optim.get(key) != here:

@@ -14,6 +14,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates
     eps: float = 1e-8  # AdamW's epsilon
     weight_decay: float = 0.05  # not applied to norms, biases, positions and tokens
+    layer_decay: float | None = None  # rate of a layer as a share of the next one's; None: one rate for all
     warmup: float = 0.05  # linear warm-up, as a share of the run's steps
     final_lr_ratio: float = 0.0  # the cosine ends at this share of lr
     clip_norm: float | None = None  # gradients are scaled down to this global norm; None: not clipped

@@ -32,7 +32,8 @@ class SupervisedConfig:
 
     num_classes: int = 1000  # labels are 0 to one less; a sample with another, or with none, counts as a bad one
     label_smoothing: float = 0.1  # share of each target that is spread over all classes
-    pool: Literal["cls", "mean"] = "cls"  # what the head reads: the class token, or the mean of the patch tokens
+    # MAE fine-tunes norm_of_mean (its fc_norm): the encoder's last norm after the mean in place of before it.
+    pool: Literal["cls", "mean", "norm_of_mean"] = "cls"  # what the head reads: class token, or patches
     head_init_std: float = 0.02  # deviation of the head's first weights
 
     chooses: ClassVar[bool] = False
@@ -87,20 +88,24 @@ class Supervised(Objective):
         rng is not used."""
         assert target.labels is not None
         features = self._encode(backbone, images)
-        logits = self._score(features)
+        logits = self._score(backbone, features)
         return {"class": soft_cross_entropy(logits, target.labels, self.config.label_smoothing)}, features
 
     @torch.no_grad()
     def classify(self, backbone: Backbone, images: Tensor) -> Tensor:
         """What each class scores for images (B, C, H, W) uint8, seen whole: (B, num_classes) float32."""
-        return self._score(self._encode(backbone, images))
+        return self._score(backbone, self._encode(backbone, images))
 
     def _encode(self, backbone: Backbone, images: Tensor) -> Features:
-        return backbone(backbone.embed(images), only_prefix=self.config.pool == "cls")
+        last = (len(backbone.blocks) - 1,) if self.config.pool == "norm_of_mean" else ()
+        return backbone(backbone.embed(images), layers=last, only_prefix=self.config.pool == "cls")
 
-    def _score(self, features: Features) -> Tensor:
+    def _score(self, backbone: Backbone, features: Features) -> Tensor:
         """(B, num_classes) float32."""
-        pooled = features.prefix[:, 0] if self.config.pool == "cls" else features.tokens.mean(1)
+        if self.config.pool == "norm_of_mean":
+            pooled = backbone.norm(features.layers[0][:, features.num_prefix :].mean(1))
+        else:
+            pooled = features.prefix[:, 0] if self.config.pool == "cls" else features.tokens.mean(1)
         return self.head(pooled).float()
 
 

@@ -1,0 +1,41 @@
+"""ViT-L/16, pretrained by MAE, learning the classes of ImageNet-1k by MAE's own recipe (He et al., "Masked Autoencoders Are
+Scalable Vision Learners", table 9, with the base rate and layer decay of the authors' released code).
+
+Command:   srun lacuna finetune configs/finetune_vitl16.py init_from=runs/first data.train='train/*.tar' data.val='val/*.tar'
+Hardware:  any number of GPUs; 1024 / (GPUs x engine.accumulation) images must fit on one
+Expected:  85.9 % top-1 after 1600 epochs of pretraining (paper, table 3). Not run here. What differs from the
+           authors' code is as in configs/finetune_vitb16.py
+"""
+
+from pretrain.backbones.vit import ViTConfig
+from pretrain.config import Config
+from pretrain.data.settings import DataConfig
+from pretrain.engine.settings import CheckpointConfig, OptimConfig
+from pretrain.objectives.supervised import SupervisedConfig
+from pretrain.tracking.settings import TrackingConfig
+
+
+def config() -> Config:
+    return Config(
+        name="finetune_vitl16",
+        data=DataConfig(
+            train="shards/*.tar",
+            image_size=(224, 224),
+            batch_size=1024,
+            crop_scale=(0.08, 1.0),
+            rand_augment="rand-m9-mstd0.5-inc1",
+            erase_prob=0.25,
+            mixup=0.8,
+            cutmix=1.0,
+            workers=8,
+        ),
+        backbone=ViTConfig("large", patch_size=16, positions="learned", drop_path=0.2),
+        objective=SupervisedConfig(num_classes=1000, label_smoothing=0.1, pool="norm_of_mean", head_init_std=2e-5),
+        mask=None,
+        epochs=50,
+        optim=OptimConfig(
+            base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.75, warmup=5 / 50, final_lr_ratio=1e-6 / 2e-3
+        ),
+        checkpoint=CheckpointConfig(every_steps=1000),
+        tracking=TrackingConfig(panels_every=None),
+    )
