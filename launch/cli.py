@@ -179,7 +179,7 @@ def _add_evaluate(verbs) -> None:  # type: ignore[no-untyped-def]
         "--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)"
     )
     evaluate.add_argument("--train-data", help="labelled shards to learn from (default: the run's data.train)")
-    evaluate.add_argument("--methods", help="of knn, linear and head, its own classifier (default: all it has)")
+    evaluate.add_argument("--methods", help="of knn, linear, linear-sgd, lowshot, head (default: knn,linear, a head)")
     evaluate.add_argument(
         "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
     )

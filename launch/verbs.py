@@ -186,9 +186,9 @@ def _evaluation_settings(config: Config, options: argparse.Namespace) -> Evaluat
     has_head = config.objective.num_classes is not None
     asked = f"knn,linear{',head' * has_head}" if options.methods is None else options.methods
     methods = tuple(part.strip() for part in asked.split(",") if part.strip())
-    unknown = sorted(set(methods) - {"knn", "linear", "head"})
+    unknown = sorted(set(methods) - {"knn", "linear", "linear-sgd", "lowshot", "head"})
     if unknown or not methods:
-        raise ConfigError(f"--methods={options.methods}; choose from knn, linear and head, separated by commas")
+        raise ConfigError(f"--methods={options.methods}; choose of knn, linear, linear-sgd, lowshot, head, by commas")
     check_methods(config.objective, methods, "--methods")
     changes: dict[str, Any] = {"methods": methods}
     for name in ("pool", "layer", "max_images"):

@@ -1,5 +1,5 @@
-"""What a run's encoder is worth without fine-tuning: kNN, a linear probe, and the effective rank of its features. Of a
-supervised run, the accuracy of its own head as well."""
+"""What a run's encoder is worth without fine-tuning: kNN, probes, few labels, and the effective rank of its features.
+Of a supervised run, the accuracy of its own head as well."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pretrain.evaluation.features import Extracted, Gather, extract
 from pretrain.evaluation.head import Head, predict
 from pretrain.evaluation.knn import knn_predict
 from pretrain.evaluation.linear import fit_probe, held_out
+from pretrain.evaluation.linear_sgd import fit_sgd
+from pretrain.evaluation.lowshot import SHARES, low_shot
 from pretrain.evaluation.rank import effective_rank
 from pretrain.evaluation.settings import EvaluationConfig
 
@@ -35,7 +37,7 @@ def evaluate(
     names: tuple[str, str] = ("the training shards", "the validation shards"),
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracies as shares in 0..1 under `knn`, `linear` and `head`, `chance` (the share of the commonest class),
+    """Accuracies as shares in 0..1 under the names of cfg.methods, `chance` (the share of the commonest class),
     `effective_rank`, counts, and `warnings` in words. `extract` says what the batches are and what gather does.
 
     The head is asked of val_batches. Where nothing else is measured, train_batches are not read: there is `head`,
@@ -84,8 +86,7 @@ def measure(
     scores: dict[str, Any] = {}
     if "knn" in cfg.methods:
         scores["knn"] = _share(knn_predict(x, labels, asked, cfg.k, cfg.temperature) == truth)
-    if "linear" in cfg.methods:
-        scores |= _linear(x, labels, asked, truth)
+    scores |= _probed(cfg.methods, x, labels, asked, truth)
     return scores | {
         "chance": float(truth[truth >= 0].bincount(minlength=1).max()) / len(truth),
         "effective_rank": effective_rank(train.features),
@@ -118,12 +119,25 @@ def _with_head(found: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any
     return {"head": found["head"], **measured, "warnings": warnings}
 
 
-def _linear(x: Tensor, labels: Tensor, asked: Tensor | None, truth: Tensor) -> dict[str, float]:
+def _probed(
+    methods: tuple[str, ...], x: Tensor, labels: Tensor, asked: Tensor | None, truth: Tensor
+) -> dict[str, float]:
+    """What the trained probes among methods get right, and what was chosen for each."""
     if asked is None:
         held = held_out(labels)
         x, labels, asked, truth = x[~held], labels[~held], x[held], labels[held]
-    probe = fit_probe(x, labels)
-    return {"linear": _share(probe.predict(asked) == truth), "linear_l2": probe.strength}
+    scores: dict[str, float] = {}
+    if "linear" in methods:
+        probe = fit_probe(x, labels)
+        scores |= {"linear": _share(probe.predict(asked) == truth), "linear_l2": probe.strength}
+    if "linear-sgd" in methods:
+        trained = fit_sgd(x, labels)
+        scores |= {"linear-sgd": _share(trained.predict(asked) == truth), "linear-sgd_lr": trained.rate}
+    if "lowshot" in methods:
+        for share in SHARES:
+            mean, deviation = low_shot(x, labels, asked, truth, share)
+            scores |= {f"lowshot_{share:.0%}": mean, f"lowshot_{share:.0%}_std": deviation}
+    return scores
 
 
 def _share(right: Tensor) -> float:
