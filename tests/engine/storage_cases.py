@@ -67,7 +67,9 @@ def storage_faults(place: Place, run_dir: str, stage: int, number: int, first: i
         said, saved = meet(run, fault)
         lost += not saved
         failures += [f"stage {stage}, {fault}: {word}" for word in gather_json(said) if word][:1]
-    return counted(len(every[first : first + number]), failures, all_cases=len(every), checkpoints_not_made=lost)
+    tried = len(every[first : first + number])
+    ends = {"all_cases": first + tried} if tried < number else {}  # stages differ in their number of operations
+    return counted(tried, failures, checkpoints_not_made=lost, **ends)
 
 
 def faults(operations: list[list[str]]) -> list[Fault]:
