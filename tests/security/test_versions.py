@@ -8,6 +8,7 @@ from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.syntax import ROOT
@@ -45,9 +46,9 @@ def test_every_package_of_an_install_is_pinned_to_one_release_that_fits() -> Non
         requirement = Requirement(line)
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), line
         assert requirement.url is None, line
-        pinned.setdefault(requirement.name.lower(), []).append(requirement)
+        pinned.setdefault(canonicalize_name(requirement.name), []).append(requirement)
     for asked in DEPENDENCIES:
-        for pin in pinned[asked.name.lower()]:
+        for pin in pinned[canonicalize_name(asked.name)]:
             assert asked.specifier.contains(next(iter(pin.specifier)).version), (str(asked), str(pin))
 
 
