@@ -26,6 +26,7 @@ from pretrain import strict_json
 from pretrain.backbones.base import BackboneConfig
 from pretrain.config_json import from_json
 from pretrain.data.settings import DataConfig
+from pretrain.engine import fsops
 from pretrain.engine.settings import CheckpointConfig, EngineConfig, OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationConfig
@@ -127,8 +128,8 @@ def to_json(value: Any) -> Any:
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Writes config as JSON."""
-    path.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    """Writes config as JSON; a kill leaves what was there before, or this."""
+    fsops.replace(path, json.dumps(to_json(config), indent=2) + "\n")
 
 
 def read_config(path: str | Path) -> Config:

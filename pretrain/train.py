@@ -19,6 +19,7 @@ from pretrain.continuity import settle
 from pretrain.data.loader import ErrorBudget, Loader, build_loader
 from pretrain.data.sources import Sources, open_sources
 from pretrain.data.token_shards import check_tokens
+from pretrain.engine import fsops
 from pretrain.engine.agree import agree, barrier, gather_json
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.distributed import init_distributed
@@ -182,7 +183,7 @@ def _tracker(config: Config, around: Around, state: RunState, live: LiveLine | N
     is_main = around.place.rank == 0
     if is_main:
         write_config(config, config.run_dir / "config.json")
-        (config.run_dir / "environment.json").write_text(json.dumps(around.snapshot, indent=2, default=str) + "\n")
+        fsops.replace(config.run_dir / "environment.json", json.dumps(around.snapshot, indent=2, default=str) + "\n")
     return Tracker(
         config.run_dir,
         to_json(config),

@@ -140,11 +140,14 @@ def test_a_job_that_gets_nowhere_is_not_put_back_for_ever(desk: Desk) -> None:
     """Every attempt is killed after it has started and before it has saved."""
     config = desk.folder / "doomed.py"
     config.write_text(
-        "import os, signal, sys, threading, time\n"
+        "import os, signal, threading, time\n"
+        "from pathlib import Path\n"
         "from configs.tiny_cpu import config\n"
+        "born = time.time()\n"
         "def doom():\n"
-        "    while 'pretrain.train' not in sys.modules: time.sleep(0.1)\n"
-        "    time.sleep(4)\n"
+        "    numbers = Path('runs/first/attempts')\n"
+        "    while not any(p.stat().st_mtime > born for p in numbers.glob('*.json')): time.sleep(0.1)\n"
+        "    time.sleep(1)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if 'SLURM_PROCID' in os.environ: threading.Thread(target=doom, daemon=True).start()\n"
     )

@@ -122,6 +122,14 @@ def rename(old: Path, new: Path) -> None:
     fsync_dir(new.parent)
 
 
+def replace(path: Path, text: str) -> None:
+    """Gives a small file this content at once: whoever looks, after a kill as well, sees the old content or the new."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)  # of a kill
+    write(fresh, [text.encode()])
+    rename(fresh, path)
+
+
 def point_link(link: Path, target: str) -> None:
     """Makes link a symbolic link to target, replacing the one there at once."""
     _before("link", link)

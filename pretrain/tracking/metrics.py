@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pretrain.engine import fsops
 from pretrain.tracking.access import WandbAccess
 from pretrain.tracking.lines import LineFile, Record, keep_lines, read_lines
 from pretrain.tracking.settings import TrackingConfig
@@ -157,7 +158,7 @@ def _stored_id(run_dir: Path) -> str:
     stored = path.read_text().strip() if path.exists() else ""
     if not stored:
         stored = secrets.token_hex(5)
-        path.write_text(stored + "\n")
+        fsops.replace(path, stored + "\n")
     return stored
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import load_config
+from pretrain.config import Config, load_config, write_config
 from pretrain.continuity import settle
 from pretrain.engine import fsops
 from pretrain.engine.checkpoint import Checkpoints
@@ -57,12 +57,13 @@ def power_losses(place: Place, folder: str, number: int, first: int, *, forgetfu
 def run(job: Job, world: Path, recorder: Recorder) -> dict[int, str]:
     """Three saves, two steps that are lost, a second attempt, three saves more; digests of the weights by step."""
     world.mkdir()
-    config = load_config("configs/tiny_cpu.py", [f"runs_dir={world / 'runs'}", "name=x"])
+    config = config_in(world)
     at = {0: digest(job.engine.weights())}
     for _attempt, saves, last in ((1, (1, 2, 3), 5), (2, (4, 5, 6), 6)):
         settle(config, fresh=False, allow_change=False, is_main=True)
         checkpoints = Checkpoints(world / RUN, CheckpointConfig(keep=2), job.engine)
         start = checkpoints.restore(FRESH).step
+        write_config(config, config.run_dir / "config.json")
         tracker = Tracker(world / RUN, {}, TrackingConfig(wandb="off"), resume_step=start)
         checkpoints.on_event, checkpoints.before_save = tracker.event, tracker.sync
         for step in range(start + 1, last + 1):
@@ -75,6 +76,11 @@ def run(job: Job, world: Path, recorder: Recorder) -> dict[int, str]:
                 recorder.mark(f"saved {step}")
         tracker.close()
     return at
+
+
+def config_in(world: Path) -> Config:
+    """What the run is told."""
+    return load_config("configs/tiny_cpu.py", [f"runs_dir={world / 'runs'}", "name=x"])
 
 
 def at_moment(events: list[Event], rng: random.Random) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def fault_of(state: dict[str, Any], events: list[Event], job: Job, place: Path, 
     shutil.rmtree(place, ignore_errors=True)
     write(state, place)
     try:
+        settle(config_in(place), fresh=False, allow_change=False, is_main=True)
         step = Checkpoints(place / RUN, CheckpointConfig(), job.engine).restore(FRESH).step
     except LacunaError as error:
         return f"unloadable: {error}"
