@@ -24,7 +24,8 @@ CASE = "tests/test_mto_runs.py:rank"
 STEPS = 8
 SMALL = {
     "maskgit": ("backbone.classes=5",),
-    "mage": ("objective.decoder_depth=1", "objective.decoder_heads=4"),
+    # at the config's rate, so few steps at so small a batch move no token of its last picture on some processors
+    "mage": ("objective.decoder_depth=1", "objective.decoder_heads=4", "optim.base_lr=2e-3"),
     "mar": ("backbone.classes=5", "backbone.num_prefix=4", "objective.decoder_depth=1", "objective.head.width=32",
             "objective.head.depth=1"),
 }  # fmt: skip
@@ -122,7 +123,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, pattern: str, tokenizer: 
 def test_samples_are_drawn_as_training_goes_on_and_the_report_shows_them(runs: dict[str, Path], family: str) -> None:
     drawn = sorted((runs[family] / "panels").glob("samples-*.png"))
     assert [path.stem for path in drawn] == ["samples-0000000", "samples-0000006", f"samples-{STEPS:07}"]
-    assert len({path.read_bytes() for path in drawn}) >= 2  # so young a model may draw the same tokens twice
+    assert len({path.read_bytes() for path in drawn}) == 3
     html = write_report(runs[family]).read_text()
     assert html.count("images generated at step") == 3 and "<h2>Samples</h2>" in html
 
