@@ -118,10 +118,11 @@ def _storage() -> None:
 
 def _write_rate() -> None:
     """Writes a file as a checkpoint is written, flushed to the disk, and removes it."""
+    content = os.urandom(_PROBE_BYTES)
     try:
         with tempfile.NamedTemporaryFile(dir=".", prefix=".lacuna-doctor-") as file:
             began = time.perf_counter()
-            file.write(os.urandom(_PROBE_BYTES))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             rate = _PROBE_BYTES / (time.perf_counter() - began)

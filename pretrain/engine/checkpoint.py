@@ -48,7 +48,6 @@ class _Draft:
     temporary: Path
     final: Path
     began: float
-    write: Callable[[], FileSum]  # this rank's file: writes it now, or waits for the thread that does
     slow: bool = False  # and was told of
 
 
@@ -91,8 +90,7 @@ class Checkpoints:
         draft = self._begin(state)
         if draft is None:
             return None
-        draft.write = partial(self._engine.save_slices, draft.temporary)
-        return self._complete(draft)
+        return self._complete(draft, partial(self._engine.save_slices, draft.temporary))
 
     def start(self, state: RunState) -> None:
         """Copies state to the host and begins to write it in the background; an earlier one is finished before."""
@@ -102,9 +100,7 @@ class Checkpoints:
             return
         pieces, facts = self._engine.snapshot()
         path = rank_file(draft.temporary, self._engine.rank)
-        writing = Background(partial(write_pieces, path, pieces, facts))
-        draft.write = writing.result
-        self._flying = draft, writing
+        self._flying = draft, Background(partial(write_pieces, path, pieces, facts))
 
     @property
     def written(self) -> bool:
@@ -123,9 +119,9 @@ class Checkpoints:
         To be called on all ranks once `written` is true on all, which costs no wait."""
         if self._flying is None:
             return None
-        draft, _ = self._flying
+        draft, writing = self._flying
         self._flying = None
-        return self._complete(draft)
+        return self._complete(draft, writing.result)
 
     def require_ours(self) -> None:
         """Raises FencedError, on all ranks alike, where a newer attempt owns the run: before its files are written."""
@@ -164,7 +160,7 @@ class Checkpoints:
     def _begin(self, state: RunState) -> _Draft | None:
         """A draft that may be written; None where that would fail."""
         final = self._dir / directory_name(state.step, self.attempt)
-        draft = _Draft(state, self._dir / f".tmp-{final.name}", final, time.monotonic(), _nothing)
+        draft = _Draft(state, self._dir / f".tmp-{final.name}", final, time.monotonic())
         try:
             together(lambda: self._make_room(draft) if self._is_main else None)
         except FailedTogether as failure:
@@ -186,10 +182,10 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"{needed / 1e9:.2f} GB are needed in {self._dir} and {free / 1e9:.2f} GB are free")
 
-    def _complete(self, draft: _Draft) -> Path | None:
-        """Waits until all have written, then publishes."""
+    def _complete(self, draft: _Draft, write: Callable[[], FileSum]) -> Path | None:
+        """Publishes once write, which writes this rank's file or waits for the thread that does, is done on all."""
         try:
-            sums = together(lambda: asdict(draft.write()))
+            sums = together(lambda: asdict(write()))
             self._seconds = seconds = time.monotonic() - draft.began
             together(lambda: self._publish(draft, sums, seconds) if self._is_main else None)
         except FailedTogether as failure:
@@ -248,7 +244,3 @@ class Checkpoints:
                 _LOG.warning("%s: %s", kind, facts)
             if self.on_event is not None:
                 self.on_event(kind, **facts)
-
-
-def _nothing() -> FileSum:
-    raise AssertionError("a draft was completed before it was told what to write")

@@ -106,12 +106,17 @@ def mkdir(path: Path) -> None:
 def fsync_dir(path: Path) -> None:
     """Flushes the names in a directory to the disk."""
     _before("fsync_dir", path)
+    flush(path)
+    _after("fsync_dir", path)
+
+
+def flush(path: Path) -> None:
+    """Waits until what a file holds, or the names in a directory, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    _after("fsync_dir", path)
 
 
 def rename(old: Path, new: Path) -> None:

@@ -79,7 +79,7 @@ class Heartbeat:
 
     def _say(self, step: int, doing: str, limit_s: float) -> None:
         if self._record is not None:
-            self._record[:] = watchdog.RECORD.pack(step, limit_s, time.monotonic(), doing.encode())
+            self._record[:] = watchdog.RECORD.pack(step, limit_s, doing.encode())
 
 
 def stalls_of(run_dir: Path, attempt: int) -> list[str]:

@@ -21,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-RECORD = struct.Struct("=Qdd40s")  # step, seconds this may take (0: any number), when it was begun, what it is
+RECORD = struct.Struct("=Qd40s")  # step, seconds that this may take (0: any number), what it is
 STACKS_SIGNAL = signal.SIGRTMIN + 3
 _POLL_S = 0.5
 _PATIENCE_S = 60.0  # beyond its collectives' timeout, then also a rank that waits for others is ended
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 def _report(watched: Watched, pid: int, record: bytes, stood_s: float) -> bool:
     """Writes what is known of the standstill; whether the rank is to be ended."""
-    step, _, _, doing = RECORD.unpack(record)
+    step, _, doing = RECORD.unpack(record)
     what = doing.rstrip(b"\0").decode()
     stacks = _stacks(watched, pid)
     stopped = _is_stopped(pid)

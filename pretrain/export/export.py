@@ -11,9 +11,7 @@ from pathlib import Path
 
 from masking.mask import Grid
 from pretrain.backbones.base import Backbone
-from pretrain.backbones.illama import IllamaConfig
-from pretrain.backbones.illama_published import resize_positions as resize_illama
-from pretrain.backbones.positions import resize_positions
+from pretrain.backbones.resize import resize_positions_of
 from pretrain.config import Config, read_config
 from pretrain.engine.load import Loaded, load_backbone
 from pretrain.errors import ConfigError
@@ -97,10 +95,9 @@ def resized(backbone: Backbone, config: Config, image_size: tuple[int, int]) -> 
         raise ConfigError(f"image size {image_size}: height and width must be multiples of the patch size, {p}")
     grid = Grid(image_size[0] // p, image_size[1] // p)
     copy = config.backbone.build(grid, backbone.in_chans, backbone.mean, backbone.std)
-    state, settings = backbone.state_dict(), config.backbone
-    last = isinstance(settings, IllamaConfig) and settings.class_token == "last"
-    resize = resize_illama if last else resize_positions
-    copy.load_state_dict(state | {"pos_embed": resize(state["pos_embed"], backbone.grid, grid)})
+    state = backbone.state_dict()
+    table = resize_positions_of(backbone, state["pos_embed"], backbone.grid, grid)
+    copy.load_state_dict(state | {"pos_embed": table})
     return copy.eval()
 
 

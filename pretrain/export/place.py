@@ -73,14 +73,6 @@ def _publish(draft: Path, place: Place) -> None:
     mode = (draft / place.card).stat().st_mode  # safetensors lets nobody else read its files, whatever the umask says
     for path in files:
         path.chmod(mode)
-        _flush(path)
+        fsops.flush(path)
         os.replace(path, place.folder / path.name)
     fsops.fsync_dir(place.folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

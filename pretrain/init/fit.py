@@ -13,7 +13,7 @@ from masking.mask import Grid
 from pretrain.backbones import illama_published
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.illama import Illama
-from pretrain.backbones.positions import resize_positions
+from pretrain.backbones.resize import resize_positions_of
 from pretrain.errors import ConfigError
 from pretrain.init.foreign import Foreign
 
@@ -124,9 +124,8 @@ def _with_positions(state: dict[str, Tensor], foreign: Foreign, backbone: Backbo
     words = f"{old.height}x{old.width} -> {new.height}x{new.width}"
     if old == new:
         return state, f"{words}, as they are"
-    last = isinstance(backbone, Illama) and backbone.config.class_token == "last"
     with torch.no_grad():
-        resized = (illama_published.resize_positions if last else resize_positions)(table, old, new)
+        resized = resize_positions_of(backbone, table, old, new)
     return {**state, "pos_embed": resized}, f"{words}, resized"
 
 

@@ -18,7 +18,7 @@ from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.distributed import Place
 from pretrain.engine.settings import CheckpointConfig
 from tests.engine.cases import FRESH, digest
-from tests.engine.checkpoint_cases import forked, hashes_of, message, opened, relocated, restored
+from tests.engine.checkpoint_cases import before_the_third, forked, hashes_of, message, opened, relocated, restored
 
 
 class Gate:
@@ -113,14 +113,7 @@ def _no_space(name: str, path: Path) -> None:
 
 def kill_points(place: Place, run_dir: str) -> dict[str, Any]:
     """Kills a process at every operation of a checkpoint in the background: the run is whole at step 2 or 3."""
-    job, checkpoints = opened(place, run_dir, keep=2)
-    at = {}
-    for step in (1, 2):
-        job.step(step - 1)
-        checkpoints.save(replace(FRESH, step=step))
-        at[step] = digest(job.engine.weights())
-    job.step(2)
-    at[3] = digest(job.engine.weights())
+    job, checkpoints, at = before_the_third(place, run_dir)
     base, steps, reached = Path(run_dir), [], 0
     for index in count():
         copy = base.with_name(f"{base.name}-{index}")

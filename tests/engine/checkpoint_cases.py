@@ -160,8 +160,8 @@ def message(act: Callable[[], Any]) -> str:
     return ""
 
 
-def kill_points(place: Place, run_dir: str) -> dict[str, Any]:
-    """Kills a save of step 3 before and after every operation; each time the run must be whole at step 2 or 3."""
+def before_the_third(place: Place, run_dir: str) -> tuple[Job, Checkpoints, dict[int, str]]:
+    """A run that has saved steps 1 and 2 and made step 3; digests of its weights after each, and before the first."""
     job, checkpoints = opened(place, run_dir, keep=2)
     at = {0: digest(job.engine.weights())}
     for step in (1, 2):
@@ -170,6 +170,12 @@ def kill_points(place: Place, run_dir: str) -> dict[str, Any]:
         at[step] = digest(job.engine.weights())
     job.step(2)
     at[3] = digest(job.engine.weights())
+    return job, checkpoints, at
+
+
+def kill_points(place: Place, run_dir: str) -> dict[str, Any]:
+    """Kills a save of step 3 before and after every operation; each time the run must be whole at step 2 or 3."""
+    job, checkpoints, at = before_the_third(place, run_dir)
     base = Path(run_dir)
     points = recorded(base, checkpoints)
     chosen = [i for i, (name, _) in enumerate(points) if name != "before chunk" or i % 7 == 0]
