@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 MINUTES ?= 120
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 TORCH := $(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))'
 
@@ -36,11 +37,11 @@ demo: install ## pretrain on photographs that ship inside scikit-image, evaluate
 	$(BIN)/lacuna report $(RUN)
 	@echo "The report is $(CURDIR)/$(RUN)/report.html: open it in a browser."
 
-test: install ## the default test suite
-	$(BIN)/python -m pytest
+test: install ## the default test suite, JOBS=2 files at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: install ## the default suite and the tests marked slow
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --slow
 
 check: install ## ruff, mypy and the tests of what may import what
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """A two-rank run that is killed at random times, beside the same run left in peace: the two must end bit for bit alike.
 
-Used by tests/test_chaos.py (a few kills) and benchmarks/chaos.py (as many as asked for). Ranks are real DeepSpeed
+Used by tests/test_chaos.py (a few kills) and benchmarks/goals.py (as many as asked for). Ranks are real DeepSpeed
 processes forked by tests/zygote.py; kills are SIGKILL of one rank or of all.
 """
 

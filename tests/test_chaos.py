@@ -13,7 +13,7 @@ from tests.zygote import shared
 
 @pytest.mark.parametrize(
     ("stage", "background"), [(1, "true"), pytest.param(1, "false", marks=pytest.mark.slow)]
-)  # G1 kills both kinds hundreds of times: benchmarks/chaos.py
+)  # G1 kills both kinds hundreds of times: benchmarks/goals.py
 def test_a_run_killed_at_random_ends_bit_for_bit_like_the_one_left_in_peace(
     tmp_path: Path, stage: int, background: str
 ) -> None:

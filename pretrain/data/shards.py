@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import resource
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pretrain.data.fetch import Cache
@@ -181,7 +181,7 @@ class ShardSet:
             raise BadBytes(f"its members span {size} bytes; at most {MAX_SAMPLE} are read of a sample")
         data = retry(lambda: self._pread(shard, size, start), self.names[shard])
         found = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in members}
-        if any(zlib.crc32(found[m.extension]) != m.crc32 for m in members):
+        if any(isal_zlib.crc32(found[m.extension]) != m.crc32 for m in members):
             return None
         return found
 

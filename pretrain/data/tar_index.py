@@ -7,9 +7,10 @@ a sample is: neighbours that share the name up to the first dot of the basename;
 from __future__ import annotations
 
 import re
-import zlib
 from pathlib import Path
 from typing import Literal
+
+from isal import isal_zlib
 
 from pretrain.data import index_file
 from pretrain.data.index_file import Entry, Excluded, Sample, ShardIndex
@@ -76,7 +77,7 @@ class _Grouping:
         elif extension in self._members:
             self._refuse_duplicate(member, f"{key}.{extension}")
             return
-        self._members[extension] = Entry(extension, member.offset, member.size, zlib.crc32(content))
+        self._members[extension] = Entry(extension, member.offset, member.size, isal_zlib.crc32(content))
         if extension in IMAGE_EXTENSIONS and not self._repeated:
             fault = _fault_of(content, self._verify)
             if fault:

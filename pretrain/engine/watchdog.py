@@ -48,11 +48,11 @@ def main(arguments: list[str]) -> None:
     before, stood_s, told = b"", 0.0, b""
     while os.getppid() == pid:
         now = record[:]
-        limit_s = RECORD.unpack(now)[1]
+        limit_s = RECORD.unpack(now)[1] or float("inf")
         stood_s = stood_s + _POLL_S if now == before else 0.0
         before = now
-        over = stood_s > (limit_s or watched.timeout_s) and (limit_s or _is_stopped(pid))
-        if over and (now != told or stood_s > max(limit_s, watched.timeout_s + _PATIENCE_S)):
+        over = stood_s > limit_s or (stood_s > watched.timeout_s and _is_stopped(pid))
+        if over and (now != told or stood_s > watched.timeout_s + _PATIENCE_S):
             told = now
             if _report(watched, pid, now, stood_s):
                 os.kill(pid, signal.SIGKILL)
@@ -65,8 +65,8 @@ def _report(watched: Watched, pid: int, record: bytes, stood_s: float) -> bool:
     """Writes what is known of the standstill; whether the rank is to be ended."""
     step, _, doing = RECORD.unpack(record)
     what = doing.rstrip(b"\0").decode()
-    stacks = _stacks(watched, pid)
     stopped = _is_stopped(pid)
+    stacks = "" if stopped else _stacks(watched, pid)
     waits = not stopped and any(name in stacks for name in _WAITING)
     ends = not waits or stood_s > watched.timeout_s + _PATIENCE_S
     found = "waits for the other processes" if waits else "is stopped" if stopped else "makes no progress"

@@ -52,7 +52,7 @@ def test_who_stands_still_is_ended_and_who_waits_for_it_hears_of_it(tmp_path):
     assert not (tmp_path / "stalls" / "a000001-rank00000.txt").exists() or "waits for" in _report(tmp_path)
 
 
-def test_a_stopped_rank_is_ended_though_it_can_write_no_stacks(tmp_path):
+def test_a_stopped_rank_is_ended_though_it_can_write_no_stacks_and_was_allowed_more_time(tmp_path):
     attempt = shared().start(f"{CASES}:comes_to_a_stop", 1, {"run_dir": str(tmp_path)})
     _wait_for(tmp_path / "ready")
     os.kill(attempt.pids[0], signal.SIGSTOP)
