@@ -1,5 +1,5 @@
 """iLLaMA-B/16, pretrained by configs/illama_b16_mae.py, learning the classes of ImageNet-1k with its causal mask kept: MAE's recipe,
-and the class token behind the patches, which sees all of them in spite of the mask.
+and the class token behind the patches, which sees all of them in spite of the mask. docs/finetune.md has the other masks.
 
 Command:   srun lacuna finetune configs/finetune_illama_b16.py init_from=runs/first data.train='train/*.tar' data.val='val/*.tar'
 Hardware:  any number of GPUs; 1024 / (GPUs x engine.accumulation) images must fit on one

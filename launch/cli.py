@@ -17,6 +17,7 @@ from launch.export import export
 from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
 from launch.generate import add_options as add_generate_options
 from launch.generate import generate
+from launch.interleaved import Parser
 from launch.submit import add_options as add_submit_options
 from launch.submit import submit
 from pretrain.engine.trust import TRUST
@@ -51,7 +52,7 @@ def _refuse(code: int, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lacuna",
         description="Masked-image-modelling pretraining: pack, pretrain, resume, evaluate, export.",
         epilog=_EPILOG,

@@ -209,7 +209,7 @@ def _next(found: Standing, folder: Path) -> str:
         "done": done,
         "queued": f"wait, or lacuna cancel {folder}",
         "running": f"lacuna tail {folder} -f",
-        "stopped": "give the same lacuna train or submit line again: it goes on where it was",
+        "stopped": "give the same train, finetune or submit line again: it goes on where it was",
     }.get(found.state, "look at its log, mend what it names, and give the same line again")
 
 

@@ -31,7 +31,7 @@ class Site:
     mem: str | None = None
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # lines of the script before srun
-    run: tuple[str, ...] = ()  # what srun starts in place of python -m launch train
+    run: tuple[str, ...] = ()  # what srun starts in place of python -m launch; the verb goes behind it
     sbatch: tuple[str, ...] = ()  # more options, as they are
 
 

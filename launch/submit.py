@@ -31,6 +31,8 @@ SUBMITTED = "submitted.jsonl"
 def add_options(made: argparse.ArgumentParser) -> None:
     """What `lacuna submit` may be told."""
     made.add_argument("config", help="a Python file with config(), see configs/")
+    made.add_argument("--finetune", action="store_true", help="the job runs lacuna finetune in place of lacuna train")
+    made.add_argument("--from-scratch", action="store_true", help="with --finetune: begin with drawn weights")
     made.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings that differ from the file")
     made.add_argument("--nodes", type=int, default=1, help="machines (default 1)")
     made.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="one process each (default 8)")
@@ -83,6 +85,8 @@ def _check(options: argparse.Namespace) -> int:
         raise ConfigError("--nodes must be 1 or more, --gpus-per-node and --notice 0 or more")
     if options.gpus_per_node and options.tasks_per_node is not None:
         raise ConfigError("there is one process a GPU; give --tasks-per-node only with --gpus-per-node 0")
+    if options.from_scratch and not options.finetune:
+        raise ConfigError("--from-scratch says how a fine-tuning begins; give --finetune with it, or leave it out")
     if not _TIME.fullmatch(options.time):
         raise ConfigError(f"--time={options.time}; write 24:00:00, or 2-12:00:00 for two days and a half")
     if options.after is not None and not slurm.is_job(options.after):
@@ -95,6 +99,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _runs(options: argparse.Namespace, world_size: int) -> list[_Run]:
     """The run, or those of the sweep, each checked. Raises ConfigError."""
+    from launch.finetune import check_finetune
     from pretrain.checks import check
     from pretrain.config import load_config
 
@@ -106,6 +111,8 @@ def _runs(options: argparse.Namespace, world_size: int) -> list[_Run]:
         if point:
             overrides.append(f"name={config.name}-{number}")
             config = load_config(options.config, overrides)
+        if options.finetune:
+            check_finetune(config, from_scratch=options.from_scratch)
         check(config, world_size)
         found.append(_Run(config.name, config.run_dir, tuple(overrides)))
     return found
@@ -172,7 +179,10 @@ def _lines(options: argparse.Namespace, site: Site, home: Path, runs: Sequence[_
     lines.append(f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}")
     if site.run:
         lines.append(f"run={array(site.run)}")
-    words = [*(["--trust"] if options.trust else []), str(home / "config.py")]
+    if options.finetune:
+        lines.append("verb=finetune")
+    flags = [flag for flag, said in (("--trust", options.trust), ("--from-scratch", options.from_scratch)) if said]
+    words = [*flags, str(home / "config.py")]
     if len(runs) == 1:
         lines.append(arguments([*words, *runs[0].overrides]))
     else:

@@ -52,15 +52,15 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
         "objective.head.depth objective.head.width objective.num_classes objective.num_levels"
     ),
     "[0,": (
-        "data.workers backbone.registers backbone.bidirectional_first backbone.bidirectional_last "
+        "data.workers backbone.registers backbone.unmasked_blocks "
         "objective.head_depth seed objective.head_init_std data.mixup data.cutmix optim.weight_decay "
         "backbone.soft_mask.cutoff objective.gradient mask.second mto.lambda_e mto.lambda_r mto.lambda_spa mto.p "
         "backbone.quantiser.commitment backbone.quantiser.weight backbone.quantiser.revive_ratio"
     ),
     "[0,1]": (
         "data.flip_prob data.erase_prob data.mix_prob data.mix_switch_prob data.error_ratio backbone.class_drop "
-        "optim.warmup optim.final_lr_ratio backbone.soft_mask.end mto.rho0 mto.ramp mask.ratio.high mask.ratio.low "
-        "objective.decoder_weights objective.drop_ratio"
+        "optim.warmup optim.final_lr_ratio backbone.soft_mask.start backbone.soft_mask.end mto.rho0 mto.ramp "
+        "mask.ratio.high mask.ratio.low objective.decoder_weights objective.drop_ratio"
     ),
     "[0,1)": (
         "backbone.drop_path backbone.dropout objective.label_smoothing objective.replace_ratio backbone.quantiser.decay"

@@ -41,8 +41,11 @@ class Desk:
 
     def submit(self, *options: str, nodes: int = 2, config: str = TINY, more: tuple[str, ...] = ()) -> str:
         """The job's number."""
-        words = [str(ROOT / config), *settings(Path("runs/first"), self.pattern, *more), "--nodes", str(nodes),
-                 "--gpus-per-node", "0", "--cpus-per-task", "1", *options]  # fmt: skip
+        given = settings(Path("runs/first"), self.pattern, *more)
+        if "--finetune" in options:  # a classifier has no decoder
+            given = [word for word in given if not word.startswith("objective.decoder")]
+        words = [str(ROOT / config), *given, "--nodes", str(nodes), "--gpus-per-node", "0", "--cpus-per-task", "1",
+                 *options]  # fmt: skip
         said = self.lacuna("submit", *words)
         found = re.search(r"submitted job (\d+)", said)
         assert found, said
@@ -63,7 +66,7 @@ class Desk:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"launch" in words and b"train" in words and words[0].endswith(b"python"):
+            if b"launch" in words and {b"train", b"finetune"} & {*words} and words[0].endswith(b"python"):
                 found.append(pid)
         return sorted(found)
 

@@ -45,6 +45,20 @@ def test_a_pretrained_run_is_fine_tuned_by_two_ranks_and_ends_with_the_accuracy_
     assert f"head{result['head']:.4f}" in said.replace(" ", "")
 
 
+def test_a_causal_encoder_is_fine_tuned_while_its_mask_is_lifted(tmp_path: Path) -> None:
+    pattern = chaos.make_shards(tmp_path / "shards")
+    causal = IllamaConfig("tiny", patch_size=8, width=32, depth=2, heads=2, mode="exact", soft_mask=None)
+    torch.save(causal.build(Grid(4, 4), 3, (0.5,) * 3, (0.2,) * 3).state_dict(), tmp_path / "causal.pth")
+    lifted = ["backbone.soft_mask.kind=linear", "backbone.soft_mask.cutoff=1", "backbone.soft_mask.start=0",
+              "backbone.soft_mask.end=1", f"init_from={tmp_path / 'causal.pth'}", "name=tuned", "steps=5"]  # fmt: skip
+    run = ["configs/finetune_illama_b16.py", "objective.num_classes=10", "data.rand_augment=none", "data.erase_prob=0"]
+    data = [f"data.train={pattern}", f"data.val={pattern}", f"runs_dir={tmp_path}", *TINY, *LENGTH]
+    code, said = lacuna("finetune", *run, *lifted, *data)
+    assert code == 0 and "unmasked_blocks=none alpha=0 to 1, linear" in said, said[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["alpha"] for line in lines] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -79,11 +93,24 @@ def test_every_recipe_is_a_config_that_stands(path: Path) -> None:
     assert config.init_from is not None and config.objective.num_classes in (10, 1000)
 
 
-def test_maes_recipe_is_the_papers() -> None:
-    config = load_config(ROOT / "configs" / "finetune_vitb16.py")
+@pytest.mark.parametrize(
+    ("name", "base_lr", "layer_decay", "drop_path", "epochs"),
+    [("finetune_vitb16", 5e-4, 0.65, 0.1, 100), ("finetune_vitl16", 1e-3, 0.75, 0.2, 50)],
+)
+def test_maes_recipes_are_those_of_its_authors_code(
+    name: str, base_lr: float, layer_decay: float, drop_path: float, epochs: int
+) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.py")
     optim, data = config.optim, config.data
-    assert (optim.base_lr, optim.layer_decay, optim.weight_decay, optim.betas) == (5e-4, 0.65, 0.05, (0.9, 0.999))
-    assert (data.batch_size, config.epochs, optim.warmup * 100) == (1024, 100, pytest.approx(5))
+    assert (optim.base_lr, optim.layer_decay, optim.weight_decay, optim.betas) == (
+        base_lr,
+        layer_decay,
+        0.05,
+        (0.9, 0.999),
+    )
+    assert isinstance(config.backbone, ViTConfig) and config.backbone.drop_path == drop_path
+    assert (data.batch_size, config.epochs, optim.warmup * epochs) == (1024, epochs, pytest.approx(5))
+    assert base_lr * data.batch_size / 256 * optim.final_lr_ratio == pytest.approx(1e-6)
     assert (data.mixup, data.cutmix, data.erase_prob, data.rand_augment) == (0.8, 1.0, 0.25, "rand-m9-mstd0.5-inc1")
 
 

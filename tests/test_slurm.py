@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from masking.mask import Grid
+from pretrain.backbones.vit import ViTConfig
 from tests import chaos
 from tests.slurm_cluster import Cluster, NoSlurm
 from tests.slurm_desk import STEPS, Desk, settings
@@ -164,7 +167,7 @@ journal="$SLURM_SUBMIT_DIR/runs/first/journal.jsonl"
 mkdir -p "$ckpt" && mount -t tmpfs -o size=4m none "$ckpt" || exit 78
 head -c 4m /dev/zero > "$ckpt/.others" 2> /dev/null
 (until grep -q "checkpoint failed" "$journal"; do sleep 0.02; done; rm "$ckpt/.others") &
-python -m launch train "$@" || exit
+python -m launch "$@" || exit
 cp -a "$ckpt" "$ckpt.kept" && umount "$ckpt" && cp -a "$ckpt.kept/." "$ckpt"
 """
 
@@ -202,6 +205,24 @@ def test_two_jobs_of_one_run_do_not_mix(desk: Desk, calm: Path) -> None:
     desk.ends(first, "FAILED")
     assert desk.cluster.field(first, "ExitCode") == "80:0" and "E80 attempt 2 owns" in desk.log()
     chaos.compare(calm, desk.run_dir)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_that_is_preempted_goes_on_without_its_source_and_ends_with_its_accuracy(desk: Desk) -> None:
+    encoder = ViTConfig("tiny", patch_size=4, width=48, depth=2, positions="learned").build(
+        Grid(8, 8), 3, (0.5,), (1.0,)
+    )
+    source = desk.folder / "pretrained.pth"
+    torch.save(encoder.state_dict(), source)
+    more = (f"init_from={source}", f"data.val={desk.pattern}", "epochs=none")
+    job = desk.submit("--finetune", config="configs/finetune_cifar.py", more=more)
+    desk.until_step(20)
+    source.unlink()
+    preempt(desk, job)
+    desk.ends(job, "COMPLETED")
+    assert desk.attempts() >= 2 and desk.log().count("tensors from") == 1
+    (result,) = json.loads((desk.run_dir / f"evaluate-step-{STEPS:07d}.json").read_text())["results"].values()
+    assert 0 <= result["head"] <= 1 and result["val_images"] + result["bad_images"] == 180
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ Mode `paper` is what its authors train: attention weights are multiplied *after*
 token's own and by alpha for later ones, and not normalised again. At alpha 1 that is ordinary attention. At 0 it is not
 causal attention: a row sums to less than 1, and later tokens still count in its denominator. Mode `exact` is causal;
 mode `prefix` is causal but for the first tokens of an image, which see each other (El-Nouby et al., "Scalable
-Pre-training of Large Autoregressive Image Models", section 3.2); without a prefix given, nothing is masked.
+Pre-training of Large Autoregressive Image Models", section 3.2); without a prefix given, nothing is masked. Mode
+`bidirectional` has no mask. The mask has no weights: `init_from` may begin a classifier with those of another mode.
 
 The class token goes behind the patches, where a mask lets it see them all, and so does its row of the positions.
 `Features` has it in front, as every encoder's: it is moved there after the last norm, and in the features of layers.
@@ -24,13 +25,14 @@ from masking.attention.weighting import PLAIN, Weighting
 from masking.mask import Grid
 from pretrain.backbones.base import Backbone
 from pretrain.backbones.illama_layers import LlamaBlock, RMSNorm, initialize, swiglu_width
+from pretrain.backbones.illama_mask import Layout, Mode, Place
 from pretrain.backbones.layers import run_block
 from pretrain.backbones.patch_embed import PatchEmbed
 from pretrain.backbones.rotary import Rotary
 from pretrain.backbones.sight import Sight
 from pretrain.backbones.soft_mask import SoftMask
 from pretrain.errors import ConfigError
-from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
+from pretrain.ranges import AT_LEAST_1, BELOW_1, Range, check_ranges, check_width
 from pretrain.types import Features
 
 _SIZES = {  # width, depth, heads
@@ -39,12 +41,8 @@ _SIZES = {  # width, depth, heads
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
-_MODES = ("paper", "exact", "prefix")
-_CLASS_TOKENS = ("last", "first", "first_seen")
 _RANGES: dict[str, Range] = {
     "patch_size": AT_LEAST_1,
-    "bidirectional_first": AT_LEAST_0,
-    "bidirectional_last": AT_LEAST_0,
     "drop_path": BELOW_1,
     "dropout": BELOW_1,
     "width": AT_LEAST_1,
@@ -59,12 +57,11 @@ class IllamaConfig:
 
     size: Literal["tiny", "small", "base", "large"] = "base"  # width, depth and heads of the published models
     patch_size: int = 16  # side of a patch, pixels
-    mode: Literal["paper", "exact", "prefix"] = "paper"  # mask after the softmax, causal attention, or AIM's prefix
+    mode: Mode = "paper"  # mask after the softmax, causal attention, AIM's prefix, or none
     soft_mask: SoftMask | None = field(default_factory=SoftMask)  # alpha over the run (mode paper); None: always 0
     # Behind the patches; or in front, where it sees nothing but itself, or all of them: the paper's ablations.
-    class_token: Literal["last", "first", "first_seen"] = "last"  # place of the class token in the sequence
-    bidirectional_first: int = 0  # so many first blocks have no mask
-    bidirectional_last: int = 0  # so many last blocks have no mask
+    class_token: Place = "last"  # place of the class token in the sequence
+    unmasked_blocks: tuple[int, ...] | None = None  # blocks without a mask, counted from 0; None: all blocks have it
     drop_path: float = 0.0  # probability of dropping a residual branch in the last block, rising from 0 in the first
     dropout: float = 0.0  # of the tokens once positions are added
     width: int | None = None  # overrides the size's width
@@ -87,6 +84,11 @@ class IllamaConfig:
         questions, prefix = self.class_token == "last", self.mode == "prefix"
         return ("class_token",) + ("questions",) * questions + ("prefix",) * prefix
 
+    @property
+    def layout(self) -> Layout:
+        """The mask, and the place of the class token."""
+        return Layout.of(self.mode, self.class_token, self.unmasked_blocks)
+
     def dimensions(self) -> tuple[int, int, int]:
         """(width, depth, heads) after the overrides."""
         width, depth, heads = _SIZES[self.size]
@@ -99,10 +101,11 @@ class IllamaConfig:
         check_width("backbone.", width, heads)
         if width // heads % 2:
             raise ConfigError(f"backbone.heads={heads} makes heads of {width // heads} channels; positions turn pairs")
-        if self.bidirectional_first + self.bidirectional_last > depth:
+        blocks = self.unmasked_blocks
+        if blocks is not None and (not blocks or len({*blocks}) < len(blocks) or not {*blocks} <= {*range(depth)}):
             raise ConfigError(
-                f"backbone.bidirectional_first={self.bidirectional_first} and backbone.bidirectional_last="
-                f"{self.bidirectional_last} are more than the {depth} blocks there are; give at most {depth} in all"
+                f"backbone.unmasked_blocks={','.join(map(str, blocks))}; name some of the blocks 0 to {depth - 1}, "
+                "each once, or set it to none"
             )
         if self.soft_mask is not None:
             self.soft_mask.check()
@@ -110,6 +113,12 @@ class IllamaConfig:
                 raise ConfigError(
                     f"backbone.soft_mask has no effect in backbone.mode={self.mode}; set backbone.soft_mask=none"
                 )
+        seen = self.class_token == "first_seen"
+        if self.mode == "bidirectional" and (blocks is not None or seen):
+            raise ConfigError(
+                f"backbone.{'class_token=first_seen' if seen else 'unmasked_blocks'} has no effect in backbone.mode="
+                f"bidirectional; set {'backbone.class_token=first' if seen else 'backbone.unmasked_blocks=none'}"
+            )
         if self.mode == "prefix" and self.class_token != "last":
             raise ConfigError(
                 f"backbone.class_token={self.class_token} is an ablation of backbone.mode=paper and exact; "
@@ -134,7 +143,7 @@ class Illama(Backbone):
 
     pos_embed: Tensor
     alpha: Tensor  # () float32, how much later tokens count; on the device, and in the state dict
-    layout: Tensor  # (4,) int64: mode, place of the class token, unmasked blocks; weights of another are refused
+    layout: Tensor  # (2 + depth,) int64, `Layout.numbers`; weights of another are refused
 
     if TYPE_CHECKING:
 
@@ -162,8 +171,8 @@ class Illama(Backbone):
         hidden = swiglu_width(self.width)
         self.blocks = nn.ModuleList(LlamaBlock(self.width, heads, hidden, rate) for rate in rates)
         self.norm = RMSNorm(self.width)
-        self.register_buffer("alpha", torch.tensor(0.0 if config.soft_mask is None else config.soft_mask.start))
-        self.register_buffer("layout", torch.tensor(layout_of(config)))
+        self.register_buffer("alpha", torch.tensor(0.0 if config.soft_mask is None else config.soft_mask.initial))
+        self.register_buffer("layout", torch.tensor(config.layout.numbers(depth)))
         initialize(self, self.pos_embed, self.cls_token, convolution=self.patch_embed.proj)
 
     def embed(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -191,10 +200,10 @@ class Illama(Backbone):
         x, turns = self._sequence(tokens, ids)
         x = self.pos_drop(x)
         masked, unmasked = self._sights(x, num_queries, prefix_lengths)
-        last_masked = len(self.blocks) - self.config.bidirectional_last
+        bare = self.config.unmasked_blocks or ()
         wanted: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            sight: Sight | None = masked if self.config.bidirectional_first <= index < last_masked else unmasked
+            sight: Sight | None = unmasked if index in bare else masked
             if only_prefix and block is self.blocks[-1] and self.config.class_token == "last":
                 assert not num_queries and index not in layers
                 sight = None
@@ -240,7 +249,7 @@ class Illama(Backbone):
         """Who sees whom among x (B, L + 1, D) in masked blocks, and in those without a mask."""
         assert prefix_lengths is None or (self.config.mode == "prefix" and not num_queries)
         weighting = self._queried(x, num_queries) if num_queries else PLAIN
-        if self.config.mode == "prefix" and prefix_lengths is None:
+        if self.config.mode == "bidirectional" or (self.config.mode == "prefix" and prefix_lengths is None):
             return Sight(weighting), Sight(weighting)
         paper = self.config.mode == "paper"
         if paper and self.alpha.is_cpu and not torch.compiler.is_compiling() and self.alpha == 1:
@@ -272,19 +281,6 @@ class Illama(Backbone):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found, errors = state_dict.get(f"{prefix}layout"), rest[-1]
-        if found is not None and found.tolist() != layout_of(self.config):
-            here = _words(layout_of(self.config))
-            errors.append(f"the weights are of {_words(found.tolist())}, and backbone is {here}; set what they are of")
+        if found is not None and (theirs := Layout.read(found.tolist())) != self.config.layout:
+            errors.append(f"the weights are of {theirs}, and backbone is {self.config.layout}; set what they are of")
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def layout_of(config: IllamaConfig) -> list[int]:
-    """What weights of config's encoder were trained under, as its `layout` holds it."""
-    places = _MODES.index(config.mode), _CLASS_TOKENS.index(config.class_token)
-    return [*places, config.bidirectional_first, config.bidirectional_last]
-
-
-def _words(layout: Sequence[float]) -> str:
-    mode, token, first, last = map(int, layout)
-    blocks = f"bidirectional_first={first} bidirectional_last={last}"
-    return f"mode={_MODES[mode]} class_token={_CLASS_TOKENS[token]} {blocks}"

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from masking.mask import Grid
-from pretrain.backbones.illama import IllamaConfig, layout_of
+from pretrain.backbones.illama_mask import Layout
 from pretrain.backbones.positions import resize_patch_positions
 
 
-def published(state: Mapping[str, Tensor], config: IllamaConfig) -> dict[str, Tensor]:
-    """The authors' weights, as in the "model" of one of their files, as a state dict of config's encoder. Names are the
-    same; the classifier is left out. Their files do not say how later tokens counted: it is what config says, and alpha
-    0, where every one of their schedules ends."""
+def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' weights, as in the "model" of one of their files, as a state dict of our encoder. Names are the
+    same; the classifier is left out. Their files do not say how later tokens counted: their code does, in mode paper
+    with the class token last, and alpha 0, where every one of their schedules ends."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    return kept | {"alpha": torch.tensor(0.0), "layout": torch.tensor(layout_of(config))}
+    depth = 1 + max(int(name.split(".")[1]) for name in kept if name.startswith("blocks."))
+    return kept | {"alpha": torch.tensor(0.0), "layout": torch.tensor(Layout().numbers(depth))}
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:

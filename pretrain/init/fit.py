@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
@@ -16,6 +16,7 @@ from pretrain.backbones.illama import Illama
 from pretrain.backbones.resize import resize_positions_of
 from pretrain.errors import ConfigError
 from pretrain.init.foreign import Foreign
+from pretrain.init.mask import with_own_mask
 
 _SHOWN = 4
 
@@ -29,32 +30,33 @@ class Fitted:
     fresh: tuple[str, ...]  # names that stay as they were drawn
     left: tuple[str, ...]  # names of the source, as ours, that found no place
     positions: str = ""  # of an encoder: what happened to them
+    mask: str = ""  # of an iLLaMA: what it was, and is
 
 
-def fit_encoder(foreign: Foreign, backbone: Backbone, *, partial: bool = False) -> Fitted:
+def fit_encoder(foreign: Foreign, backbone: Backbone, *, partial: bool = False, free_mask: bool = False) -> Fitted:
     """The source's encoder for backbone, its positions resized to backbone's grid; identical where the grids are.
 
     Raises ConfigError, naming the tensors, where any is missing, unknown or of another shape. partial takes what fits
-    and leaves the rest as backbone has it."""
+    and leaves the rest as backbone has it; free_mask: see `with_own_mask`."""
     own = backbone.state_dict()
     if not foreign.encoder:
         raise ConfigError(f"{foreign.origin} holds no encoder")
     state, positions = _with_positions(_complete(foreign.encoder, backbone), foreign, backbone)
     _check_patches(state, own, foreign, partial=partial)
-    return _fitted(state, own, foreign, "encoder", positions, partial=partial)
+    state, mask = with_own_mask(state, backbone, foreign.origin, free=free_mask)
+    return replace(_fitted(state, own, foreign, "encoder", partial=partial), positions=positions, mask=mask)
 
 
 def fit_objective(foreign: Foreign, objective: nn.Module, *, partial: bool = False) -> Fitted:
     """The source's decoder and heads for an objective of the same kind; refused as `fit_encoder` refuses."""
     prefix = "objective."
     state = {name.removeprefix(prefix): t for name, t in foreign.state.items() if name.startswith(prefix)}
-    return _fitted(state, objective.state_dict(), foreign, "objective", "", partial=partial)
+    return _fitted(state, objective.state_dict(), foreign, "objective", partial=partial)
 
 
 def _fitted(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: Foreign, part: str, positions: str, *,
-    partial: bool,
-) -> Fitted:  # fmt: skip
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], foreign: Foreign, part: str, *, partial: bool
+) -> Fitted:
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     other = [name for name in own if name in state and state[name].shape != own[name].shape]
@@ -62,7 +64,7 @@ def _fitted(
         raise ConfigError(_refusal(missing, unknown, other, state, own, foreign, part))
     taken = tuple(name for name in own if name in state and name not in other)
     merged = {name: state[name].to(tensor.dtype) if name in taken else tensor for name, tensor in own.items()}
-    return Fitted(merged, taken, tuple(n for n in own if n not in taken), (*unknown, *other), positions)
+    return Fitted(merged, taken, tuple(n for n in own if n not in taken), (*unknown, *other))
 
 
 def _refusal(
@@ -95,7 +97,7 @@ def _some(names: list[str]) -> str:
 def _complete(encoder: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """encoder, with what iLLaMA's authors do not write into their files."""
     if isinstance(backbone, Illama) and "layout" not in encoder and "blocks.0.mlp.fc3.weight" in encoder:
-        return illama_published.published(encoder, backbone.config)
+        return illama_published.published(encoder)
     return encoder
 
 

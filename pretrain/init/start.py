@@ -35,6 +35,7 @@ class Start:
             "encoder": f"{len(self.encoder.taken)} of {len(self.encoder.state)}",
             "objective": f"{len(self.objective.taken) if self.objective else 0} of {self.num_objective}",
             "positions": self.encoder.positions,
+            "mask": self.encoder.mask or "none",
             "fresh": [*self.encoder.fresh, *(self.objective.fresh if self.objective else ())],
             "left_out": [*self.foreign.dropped, *self.encoder.left, *(self.objective.left if self.objective else ())],
             "notes": list(self.notes),
@@ -46,6 +47,7 @@ class Start:
         lines = [
             f"encoder   {facts['encoder']} tensors from {self.foreign.origin}, {self.foreign.dialect}",
             f"positions {self.encoder.positions}",
+            *([f"mask      {self.encoder.mask}"] if self.encoder.mask else []),
             f"objective {facts['objective']} tensors{fresh}",
         ]
         for key, names in (("fresh", [*self.encoder.fresh]), ("left out", facts["left_out"])):
@@ -57,11 +59,13 @@ class Start:
 
 def begin(backbone: Backbone, objective: Objective, config: Config) -> Start | None:
     """Fills a model just built with what config.init_from names, and says what came from where; None where nothing is
-    named, or the run goes on from a checkpoint. Raises ConfigError for weights that do not fit; see `fit_encoder`."""
+    named, or the run goes on from a checkpoint. A classifier may have another mask than its source. Raises ConfigError
+    for weights that do not fit; see `fit_encoder`."""
     if config.init_from is None or has_checkpoint(config.run_dir):
         return None
     foreign, partial = read_encoder(config.init_from), config.init_parts == "fitting"
-    encoder = fit_encoder(foreign, backbone, partial=partial)
+    free = config.objective.num_classes is not None
+    encoder = fit_encoder(foreign, backbone, partial=partial, free_mask=free)
     backbone.load_state_dict(encoder.state)
     notes, mine = [*foreign.notes], type(config.objective).__name__
     fitted = None

@@ -1,4 +1,4 @@
-"""What happened to the loss where a soft mask fell to its end: how far it jumped, and when it was back (Wang et al.,
+"""What happened to the loss where a soft mask came to its end: how far it jumped, and when it was back (Wang et al.,
 "Adapting LLaMA Decoder to Vision Transformer", section 3.4)."""
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def jump_at(loss: Sequence[Point], step: int) -> Jump | None:
 
 def words(jump: Jump, alpha: tuple[float, float]) -> str:
     """A sentence or two on jump; alpha is that of the step before it and of the step itself."""
-    fell = f"At step {jump.step:,} the soft mask fell from {alpha[0]:.3g} to {alpha[1]:.3g}"
+    moved = f"{'rose' if alpha[1] > alpha[0] else 'fell'} from {alpha[0]:.3g} to {alpha[1]:.3g}"
+    fell = f"At step {jump.step:,} the soft mask {moved}"
     ends = f"{jump.before:.4g} just before, {jump.highest:.4g} at its highest just after, {100 * jump.share:+.1f} %"
     means = f"means of {jump.window} steps"
     if not jump.is_clear:

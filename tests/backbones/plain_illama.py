@@ -4,9 +4,10 @@ import torch
 from torch.nn.functional import linear, silu, softmax
 
 
-def plain_illama(state, images, heads, alpha, patch, ids=None, mode="paper"):
+def plain_illama(state, images, heads, alpha, patch, ids=None, mode="paper", unmasked=()):
     """Sequence (B, 1 + L, D) after the last norm, class token in front, of normalised images (B, C, H, W) and patches
-    ids (B, L), all where None; alpha a number. state is the encoder's state dict, class token last."""
+    ids (B, L), all where None; alpha a number, and 1 in blocks that are unmasked. state is the encoder's state
+    dict, class token last."""
     width = state["cls_token"].shape[-1]
     tokens = torch.nn.functional.conv2d(
         images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch
@@ -21,7 +22,7 @@ def plain_illama(state, images, heads, alpha, patch, ids=None, mode="paper"):
         for index in range(depth):
             own = {name[len(f"blocks.{index}.") :]: value for name, value in state.items()
                    if name.startswith(f"blocks.{index}.")}  # fmt: skip
-            x = _block(x, own, places, heads, alpha, mode)
+            x = _block(x, own, places, heads, 1.0 if index in unmasked else alpha, mode)
         x = _norm(x, state["norm.weight"])
         out.append(torch.cat([x[-1:], x[:-1]]))
     assert out[0].shape[1] == width
@@ -45,7 +46,7 @@ def _block(x, own, places, heads, alpha, mode):
     q, k, v = (part.reshape(length, heads, -1).transpose(0, 1) for part in qkv.split(width, dim=1))
     scores = turned(q, places) @ turned(k, places).mT / (width // heads) ** 0.5
     lower = torch.ones(length, length, dtype=x.dtype).tril()
-    if mode == "exact":
+    if mode == "exact" and alpha != 1:
         weights = softmax(scores.masked_fill(lower == 0, -torch.inf), dim=-1)
     else:
         weights = softmax(scores, dim=-1) * (alpha + (1 - alpha) * lower)

@@ -71,7 +71,7 @@ def test_exact_mode_is_causal_attention():
 def test_in_float32_alpha_1_is_a_bidirectional_encoder_to_a_millionth_of_its_features():
     encoder = built(alpha=1.0).float()
     images = images_of(encoder).float()
-    unmasked = built(dataclasses.replace(EXACT, bidirectional_first=3)).float()
+    unmasked = built(dataclasses.replace(EXACT, mode="bidirectional")).float()
     unmasked.load_state_dict({**encoder.state_dict(), "layout": unmasked.layout})
     found = []
     for each in (encoder, unmasked):
@@ -153,17 +153,13 @@ def test_a_class_token_in_front_that_sees_all_changes_no_other_row_of_the_first_
     assert not torch.allclose(first(tokens).prefix, seen(tokens).prefix, atol=1e-3)
 
 
-def test_blocks_without_a_mask_are_the_first_and_the_last():
-    tokens = tokens_of(built())
-    for first, last in ((1, 0), (0, 1), (2, 1)):
-        encoder = built(dataclasses.replace(EXACT, bidirectional_first=first, bidirectional_last=last))
-        plain, masked = built(alpha=1.0), built(EXACT)
-        want, turns = encoder._sequence(tokens, None)
-        for index, block in enumerate(encoder.blocks):
-            source = masked if first <= index < 3 - last else plain
-            want = block(want, turns, source._sights(want, 0, None)[0])
-        want = encoder._class_token_first(encoder.norm(want))
-        torch.testing.assert_close(encoder(tokens).sequence, want, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("config", [SMALL, EXACT], ids=["paper", "exact"])
+@pytest.mark.parametrize("unmasked", [(1,), (0, 2), (2, 1, 0)], ids=str)
+def test_blocks_without_a_mask_are_those_that_are_named(config, unmasked):
+    encoder = built(dataclasses.replace(config, unmasked_blocks=unmasked))
+    images = images_of(encoder)
+    want = plain_illama(encoder.state_dict(), images, 3, 0.0, 4, mode=config.mode, unmasked=unmasked)
+    torch.testing.assert_close(encoder(encoder.embed(images)).sequence, want, rtol=0, atol=1e-6)
 
 
 def test_the_features_of_kept_patches_do_not_depend_on_the_order_the_sampler_gave_them_in():
@@ -196,7 +192,7 @@ def test_a_prefix_sees_itself_and_the_rest_is_causal():
         changed = ((encoder(other, prefix_lengths=lengths).tokens - base).abs().amax(-1) > 0).tolist()
         for image, length in enumerate(lengths.tolist()):
             assert changed[image] == [place <= i or (place < length and i < length) for i in range(12)]
-    unmasked = built(dataclasses.replace(EXACT, bidirectional_last=3))
+    unmasked = built(dataclasses.replace(EXACT, mode="bidirectional"))
     torch.testing.assert_close(encoder(tokens).sequence, unmasked(tokens).sequence, rtol=0, atol=1e-10)
 
 

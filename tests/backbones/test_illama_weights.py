@@ -14,6 +14,8 @@ from pretrain.engine.optim import split_decay
 from pretrain.errors import ConfigError
 from tests.backbones.test_illama import EXACT, GRID, MEAN, SMALL, STD, built, tokens_of
 
+FREE = dataclasses.replace(SMALL, mode="bidirectional", soft_mask=None)
+
 
 @pytest.mark.parametrize(
     ("size", "grid", "classes", "published_count"),
@@ -55,7 +57,7 @@ def test_positions_of_another_grid_leave_the_class_tokens_row_as_it_is():
 
 @pytest.mark.parametrize(
     "other",
-    [dataclasses.replace(SMALL, class_token="first"), EXACT, dataclasses.replace(SMALL, bidirectional_last=1)],
+    [dataclasses.replace(SMALL, class_token="first"), EXACT, dataclasses.replace(SMALL, unmasked_blocks=(2,))],
     ids=["class token first", "exact", "unmasked block"],
 )
 def test_weights_trained_under_another_mask_are_refused_in_words(other):
@@ -77,7 +79,7 @@ def test_the_authors_weights_load_by_name():
     theirs = {name: value for name, value in encoder.state_dict().items() if name not in ("alpha", "layout")}
     theirs |= {"head.weight": torch.zeros(1000, 48), "head.bias": torch.zeros(1000)}
     fresh = SMALL.build(GRID, 3, MEAN, STD).double()
-    fresh.load_state_dict(published(theirs, SMALL))
+    fresh.load_state_dict(published(theirs))
     tokens = tokens_of(encoder)
     assert torch.equal(fresh(tokens).sequence, encoder(tokens).sequence)
 
@@ -87,7 +89,18 @@ def test_the_authors_weights_load_by_name():
     [
         (dataclasses.replace(SMALL, mode="exact"), "backbone.soft_mask has no effect in backbone.mode=exact"),
         (dataclasses.replace(EXACT, mode="prefix", class_token="first"), "needs backbone.class_token=last"),
-        (dataclasses.replace(SMALL, bidirectional_first=2, bidirectional_last=2), "more than the 3 blocks"),
+        (
+            dataclasses.replace(SMALL, unmasked_blocks=(3,)),
+            "unmasked_blocks=3; name some of the blocks 0 to 2, each once",
+        ),
+        (dataclasses.replace(SMALL, unmasked_blocks=(1, 1)), "unmasked_blocks=1,1; name some"),
+        (dataclasses.replace(SMALL, unmasked_blocks=()), "or set it to none"),
+        (
+            dataclasses.replace(FREE, unmasked_blocks=(1,)),
+            "unmasked_blocks has no effect in backbone.mode=bidirectional",
+        ),
+        (dataclasses.replace(FREE, class_token="first_seen"), "set backbone.class_token=first"),
+        (dataclasses.replace(SMALL, mode="bidirectional"), "soft_mask has no effect in backbone.mode=bidirectional"),
         (dataclasses.replace(SMALL, width=36, heads=12), "positions turn pairs"),
         (dataclasses.replace(SMALL, soft_mask=SoftMask(cutoff=1.5)), "backbone.soft_mask.cutoff=1.5"),
         (dataclasses.replace(SMALL, dropout=1.0), "backbone.dropout=1.0"),

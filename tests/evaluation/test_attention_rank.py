@@ -115,7 +115,7 @@ def test_what_the_mask_alone_makes_stands_beside_each_block():
     assert alone("paper", 0.0) == ([triangle] * depth, pytest.approx([half] * depth))
     assert alone("paper", 1.0)[0] == [1] * depth
     assert alone("paper", 0.5)[1] == pytest.approx([(1 + half) / 2] * depth)  # alpha + (1 - alpha) r
-    assert alone("paper", 0.0, bidirectional_first=1)[0] == [1, triangle, triangle]
+    assert alone("paper", 0.0, unmasked_blocks=(0,))[0] == [1, triangle, triangle]
     causal = torch.ones(LENGTH, LENGTH).tril()
     assert alone("exact")[0] == [int(rank_of(causal / causal.sum(1, keepdim=True)))] * depth
 

@@ -20,7 +20,7 @@ from tests.export.cases import SMALL, encoder, images_of, sequence_of, written
     "backbone",
     [
         IllamaConfig("tiny", **SMALL),
-        IllamaConfig("tiny", mode="exact", soft_mask=None, bidirectional_last=1, **SMALL),
+        IllamaConfig("tiny", mode="exact", soft_mask=None, unmasked_blocks=(1,), **SMALL),
         IllamaConfig("tiny", mode="prefix", soft_mask=None, **SMALL),
         ViTConfig("tiny", class_token=False, registers=2, layer_scale=0.1, **SMALL),
     ],

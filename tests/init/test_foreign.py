@@ -63,7 +63,7 @@ def test_maskaligns_student_is_read_without_heads_and_teacher(tmp_path: Path) ->
     assert foreign.dialect == "MaskAlign's names" and set(foreign.dropped) == set(others)
 
 
-def test_illamas_published_weights_take_the_mask_of_the_config(tmp_path: Path) -> None:
+def test_illamas_published_weights_are_known_by_their_names(tmp_path: Path) -> None:
     config = dataclasses.replace(SQUARE, backbone=IllamaConfig("tiny", width=32, depth=2, heads=2))
     model = drawn(config)
     model.backbone.get_buffer("alpha").zero_()

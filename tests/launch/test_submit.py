@@ -15,6 +15,8 @@ from pretrain.errors import ConfigError
 from tests.syntax import ROOT
 
 TINY = str(ROOT / "configs" / "tiny_cpu.py")
+CLASSES = str(ROOT / "configs" / "finetune_cifar.py")
+SHOWN = 'srun() { printf "%s " "$@"; }; scontrol() { :; }\n'
 
 
 def options_of(script: str) -> dict[str, str]:
@@ -36,8 +38,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def dry(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(["submit", TINY, *words, "--dry-run"]) == 0
+def dry(capsys: pytest.CaptureFixture[str], *words: str, config: str = TINY) -> str:
+    assert main(["submit", config, *words, "--dry-run"]) == 0
     return capsys.readouterr().out
 
 
@@ -61,6 +63,43 @@ def test_a_script_has_what_was_asked_for_and_shells_read_it(desk: Path, capsys: 
     assert "set -- " in script and """'data.train=it'"'"'s/*.tar'""" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0
     assert not (desk / "runs").exists()  # a dry run touches nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        ([], "train HOME/config.py"),
+        (["--finetune", "--from-scratch"], "finetune --from-scratch HOME/config.py"),
+        (["--trust", "--finetune", "init_from=pre"], "finetune --trust HOME/config.py init_from=pre"),
+    ],
+)
+def test_what_srun_starts_is_the_verb_that_was_asked_for(
+    desk: Path, capsys: pytest.CaptureFixture[str], words: list[str], starts: str
+) -> None:
+    (desk / "pre").mkdir()
+    settings = ["--gpus-per-node", "0", *words, "name=tuned", "data.val=val"]
+    for site, run in (("", "python -m launch"), ('run = ["a b", "lacuna"]', "a b lacuna")):
+        (desk / "site.toml").write_text(site)
+        script = dry(capsys, *settings, "--site", "site.toml", config=CLASSES)
+        done = bash(SHOWN + script, desk, SLURM_JOB_ID="5")
+        wanted = f"--kill-on-bad-exit=1 --wait=0 {run} {starts} name=tuned data.val=val "
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == wanted.replace("HOME", "runs/tuned/submitted/0001")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([CLASSES, "--finetune", "data.val=val"], "init_from=none: fine-tuning begins with pretrained weights"),
+        ([TINY, "--finetune", "--from-scratch"], "learns no classes"),
+        ([CLASSES, "--from-scratch", "data.val=val"], "give --finetune with it, or leave it out"),
+    ],
+)
+def test_what_is_no_fine_tuning_is_not_submitted_as_one(
+    desk: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["submit", *words, "--gpus-per-node", "0"]) == 78
+    assert said in capsys.readouterr().err and not (desk / "runs").exists()
 
 
 def test_a_sweep_gives_every_element_of_the_array_its_own_settings(
@@ -98,14 +137,14 @@ def test_a_site_file_speaks_for_the_cluster_and_the_command_line_goes_first(
     (desk / "slurm").mkdir()
     (desk / "slurm" / "site.toml").write_text(
         'partition = "gpu"\naccount = "vision"\ngpus = "--gres=gpu:{gpus}"\ncpus_per_task = 7\nmodules = ["cuda/12"]\n'
-        'setup = ["export A=1"]\nrun = ["apptainer", "exec", "a b.sif", "lacuna", "train"]\n'
+        'setup = ["export A=1"]\nrun = ["apptainer", "exec", "a b.sif", "lacuna"]\n'
         'sbatch = ["--exclude=n13"]\n'
     )
     script = dry(capsys, "--gpus-per-node", "2", "--partition", "long")
     options = options_of(script)
     assert (options["partition"], options["account"], options["cpus-per-task"]) == ("long", "vision", "7")
     assert options["gres"] == "gpu:2" and "gpus-per-task" not in options and options["exclude"] == "n13"
-    assert "module load cuda/12\nexport A=1\n" in script and "run=(apptainer exec 'a b.sif' lacuna train)" in script
+    assert "module load cuda/12\nexport A=1\n" in script and "run=(apptainer exec 'a b.sif' lacuna)" in script
     example = read_site(ROOT / "slurm" / "site.example.toml")
     assert example.partition == "gpu" and example.sbatch == ("--exclude=node13",)
 

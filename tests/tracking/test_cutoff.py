@@ -41,6 +41,7 @@ def test_a_jump_is_measured_against_the_steps_before_and_its_recovery_counted_fr
     assert jump.highest == pytest.approx(0.5 + 0.1 * (1 - 4.5 / 40)) and jump.share == pytest.approx(0.1775)
     assert jump.is_clear and jump.back_after == 46  # the fall from 0.01 to -0.01, steps 37 to 46, sums to -0.01
     said = words(jump, (1.0, 0.0))
+    assert "At step 201 the soft mask rose from 0 to 1, and the loss" in words(jump, (0.0, 1.0))
     assert "At step 201 the soft mask fell from 1 to 0, and the loss jumped: 0.5 just before, 0.588" in said
     assert "% (means of 10 steps)" in said and said.endswith("It was back after 46 steps.")
 
