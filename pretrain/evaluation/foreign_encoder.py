@@ -70,8 +70,8 @@ def _config(foreign: Foreign, settings: Mapping[str, Any], source: str) -> tuple
     state = foreign.encoder
     if "blocks.0.mlp.fc3.weight" in state:
         raise ConfigError(
-            f"{foreign.origin} is an iLLaMA, whose tensors do not say how it is built; give its run, or the folder that "
-            "`lacuna export --to plain` wrote"
+            f"{foreign.origin} is an iLLaMA, whose tensors do not say how it is built; give its run, or the folder "
+            "that `lacuna export --to plain` wrote"
         )
     width, _, patch, _ = _patches(foreign)
     heads, notes = _heads(settings, width)
@@ -100,9 +100,7 @@ def _heads(settings: Mapping[str, Any], width: int) -> tuple[int, tuple[str, ...
     return heads, (f"nothing says how many heads its attention has: {heads}, as published ViTs of width {width}",)
 
 
-def _normal(
-    foreign: Foreign, channels: int
-) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], tuple[str, ...]]:
+def _normal(foreign: Foreign, channels: int) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], tuple[str, ...]]:
     if foreign.normal is not None:
         return foreign.normal, ()
     usual = DataConfig("")

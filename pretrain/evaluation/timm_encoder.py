@@ -44,8 +44,9 @@ class TimmEncoder(Encoder):
 
 
 def open_timm(name: str, *, untrained: bool = False) -> tuple[TimmEncoder, str]:
-    """The model of timm's of that name, on the CPU, in eval mode; and where its weights come from: "pretrained: ..." for
-    those that are in the hub's cache of this machine, else "untrained: ...", drawn with seed 0. Raises ConfigError."""
+    """The model of timm's of that name, on the CPU, in eval mode; and where its weights come from: "pretrained: ..."
+    for those in the hub's cache of this machine, else "untrained: ...", drawn with seed 0.
+    Raises ConfigError."""
     repository, file = find_timm(name)
     timm = import_timm()
     with torch.random.fork_rng(devices=[]):

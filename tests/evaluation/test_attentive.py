@@ -31,7 +31,7 @@ def one_tells(n, seed, num=24, width=16, classes=4):
 
 
 def test_a_class_that_one_token_tells_is_found_where_the_mean_of_all_hides_it():
-    found = measure(one_tells(500, 1), one_tells(200, 2), BOTH)
+    found = measure(one_tells(600, 1), one_tells(300, 2), BOTH)
     assert found["attentive"] > 0.9 > found["linear"] + 0.15
     assert found["attentive_lr"] in (3e-4, 1e-3, 3e-3)
 
@@ -93,7 +93,8 @@ def test_tokens_are_the_patches_of_the_same_pass_and_one_pass_serves_all_methods
     assert extract(backbone, batches).tokens is None
     unlabelled = replace(found, labels=torch.where(torch.arange(10) == 3, -1, found.labels))
     assert unlabelled.labelled.tokens.shape == (9, 4, 32)
-    result = evaluate(backbone, batches, batches, EvaluationConfig(methods=("knn", "attentive")), on_progress=seen.append)
+    cfg = EvaluationConfig(methods=("knn", "attentive"))
+    result = evaluate(backbone, batches, batches, cfg, on_progress=seen.append)
     assert sum(seen) == 20 and {"knn", "attentive", "attentive_lr"} <= set(result)
 
 
