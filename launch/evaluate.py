@@ -229,7 +229,7 @@ class _Phases:
         from pretrain.tracking.progress import Progress
 
         self._new, self._name = Progress, name
-        self._now = Progress(total, "images", f"reading, {name}").__enter__()
+        self._now = Progress(total, "images", f"evaluating {name}").__enter__()
         self._learns = False
 
     def read(self, number: int) -> None:
@@ -240,7 +240,7 @@ class _Phases:
         """The probe has learnt from so many images, of how many."""
         if not self._learns:
             self.close()
-            self._now = self._new(total, "images", f"attentive probe, {self._name}").__enter__()
+            self._now = self._new(total, "images", f"attentive probe on {self._name}").__enter__()
             self._learns = True
         self._now.advance(done - self._now.done)
 

@@ -76,7 +76,7 @@ def _warnings(results: Results) -> list[str]:
     """Each warning once, with the names it is about where it is not about all."""
     found: dict[str, list[str]] = {}
     for name, row in results.items():
-        for words in row["warnings"]:
+        for words in dict.fromkeys(row["warnings"]):
             found.setdefault(words, []).append(short_name(name))
     every = len(results)
     return [f"note: {words}" if len(of) == every else f"note: {'; '.join(of)}: {words}" for words, of in found.items()]

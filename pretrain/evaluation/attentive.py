@@ -22,7 +22,8 @@ from pretrain.evaluation.linear_sgd import schedule
 
 RATES = (3e-4, 1e-3, 3e-3)  # lowest first
 EPOCHS = 40
-_BATCH, _DECAY, _HEAD_WIDTH = 256, 0.05, 64
+_BATCH, _STEPS, _SMALLEST = 256, 4, 16
+_DECAY, _HEAD_WIDTH = 0.05, 64
 OnBatch = Callable[[int, int], None]  # images done, of how many in all
 
 
@@ -122,7 +123,7 @@ def train_at(
     solver = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": _DECAY}, {"params": others, "weight_decay": 0.0}], lr=rate
     )
-    size = min(_BATCH, len(rows))
+    size = _batch_size(len(rows))
     a_pass = len(rows) // size
     with torch.enable_grad():
         for epoch in range(epochs):
@@ -139,9 +140,14 @@ def train_at(
     return AttentiveProbe(head.eval().requires_grad_(False), rate)
 
 
+def _batch_size(count: int) -> int:
+    """_BATCH, or less: an epoch of few images has _STEPS steps all the same, or it would learn nothing."""
+    return min(_BATCH, max(count // _STEPS, min(count, _SMALLEST)))
+
+
 def _used(count: int) -> int:
     """Images of count that an epoch makes use of."""
-    size = min(_BATCH, count)
+    size = _batch_size(count)
     return count // size * size
 
 

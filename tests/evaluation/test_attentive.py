@@ -12,14 +12,12 @@ from pretrain.errors import ConfigError, NumericalError
 from pretrain.evaluation.attentive import AttentiveHead, fit_attentive, train_at
 from pretrain.evaluation.evaluate import evaluate, measure
 from pretrain.evaluation.features import Extracted, extract
-from pretrain.evaluation.linear import held_out
+from pretrain.evaluation.linear import fit_probe, held_out
 from pretrain.evaluation.settings import EvaluationConfig
 from pretrain.evaluation.tokens import TokenStore
 
-BOTH = EvaluationConfig(methods=("linear", "attentive"))
 
-
-def one_tells(n, seed, num=24, width=16, classes=4):
+def one_tells(n, seed, num=12, width=16, classes=4):
     """Tokens of which one, anywhere, is of the image's class: a strong mark, and a weak one in the mean."""
     rng = torch.Generator().manual_seed(seed)
     marks = torch.randn(classes + 1, width, generator=torch.Generator().manual_seed(9))
@@ -31,9 +29,11 @@ def one_tells(n, seed, num=24, width=16, classes=4):
 
 
 def test_a_class_that_one_token_tells_is_found_where_the_mean_of_all_hides_it():
-    found = measure(one_tells(600, 1), one_tells(300, 2), BOTH)
-    assert found["attentive"] > 0.9 > found["linear"] + 0.15
-    assert found["attentive_lr"] in (3e-4, 1e-3, 3e-3)
+    train, val = one_tells(240, 1, num=24), one_tells(120, 2, num=24)
+    attentive = fit_attentive(train.tokens, train.labels, (3e-3,), 15).predict(val.tokens)
+    linear = fit_probe(train.features, train.labels, (1e-2,)).predict(val.features)
+    right, wrong = ((predicted == val.labels).float().mean() for predicted in (attentive, linear))
+    assert right > 0.9 > wrong + 0.15
 
 
 def test_the_same_tokens_give_the_same_probe_and_progress_counts_every_image_learnt_from():
@@ -41,11 +41,11 @@ def test_the_same_tokens_give_the_same_probe_and_progress_counts_every_image_lea
     one, two = (fit_attentive(train.tokens, train.labels, (1e-3,), 3, on_batch=lambda *seen: heard.append(seen))
                 for _ in range(2))  # fmt: skip
     assert all(torch.equal(value, two.head.state_dict()[name]) for name, value in one.head.state_dict().items())
-    assert heard[len(heard) // 2 - 1] == heard[-1] == (3 * (48 + 60), 3 * (48 + 60))
+    assert heard[len(heard) // 2 - 1] == heard[-1] == (3 * (48 + 48), 3 * (48 + 48))
 
 
 def test_the_rate_is_the_best_on_images_held_out_of_training():
-    train = one_tells(160, 3)
+    train = one_tells(160, 3, num=6)
     rates, held, right = (1e-6, 3e-3), held_out(train.labels), {}
     for rate in rates:
         probe = train_at(train.tokens, train.labels, (~held).nonzero()[:, 0], rate, 12, 0)
@@ -67,9 +67,10 @@ def test_the_head_is_multi_head_attention_of_one_query():
         torch.testing.assert_close(head(tokens), head.head(head.norm(seen)))
 
 
+@pytest.mark.slow
 def test_without_a_validation_split_it_is_tested_on_what_it_has_not_seen():
-    noise = one_tells(100, 5)
-    noise = replace(noise, tokens=torch.randn(100, 24, 16, generator=torch.Generator().manual_seed(6)).half())
+    noise = one_tells(60, 5)
+    noise = replace(noise, tokens=torch.randn(60, 12, 16, generator=torch.Generator().manual_seed(6)).half())
     assert measure(noise, None, EvaluationConfig(methods=("attentive",)))["attentive"] < 0.6
 
 
