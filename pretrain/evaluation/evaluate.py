@@ -26,11 +26,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def evaluate(
-    backbone: Backbone | Encoder,
-    train_batches: Batches,
-    val_batches: Batches | None,
-    cfg: EvaluationConfig,
-    *,
+    backbone: Backbone | Encoder, train_batches: Batches, val_batches: Batches | None, cfg: EvaluationConfig, *,
     head: Head | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -39,7 +35,7 @@ def evaluate(
     names: tuple[str, str] = ("the training shards", "the validation shards"),
     on_progress: Callable[[int], None] | None = None,
     on_probe: OnBatch | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Accuracies as shares in 0..1 under the names of cfg.methods, `chance` (the share of the commonest class),
     `effective_rank`, counts, and `warnings` in words. `extract` says what the batches are and what gather does.
 
