@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NUM_IMAGES = 30  # as in the paper
 _BATCH_SIZE = 2  # the maps of so many images are held at a time
-_SCORES_ONLY = ("methods", "pool", "layer", "train_data")  # options of what features are worth
+_SCORES_ONLY = ("methods", "pool", "layer", "train_data", "out")  # options of what features are worth
 
 
 def evaluate_attention(options: argparse.Namespace) -> None:
@@ -30,9 +30,9 @@ def evaluate_attention(options: argparse.Namespace) -> None:
     from pretrain.tracking.attention_picture import NAME, attention_picture
     from pretrain.tracking.progress import Progress
 
-    _refuse_without_effect(options)
-    loaded = load_backbone(options.run, options.weights, options.step)
-    name, shards = _images(loaded.config, options)
+    run = _refuse_without_effect(options)
+    loaded = load_backbone(run, options.weights or "ema", options.step)
+    name, shards = _images(loaded.config, options, run)
     limit = _NUM_IMAGES if options.max_images is None else options.max_images
     batches = evaluation_batches(shards, loaded.config.data, _BATCH_SIZE, max_images=limit)
     backbones = {f"step {loaded.step} ({loaded.which})": loaded.backbone}
@@ -47,13 +47,14 @@ def evaluate_attention(options: argparse.Namespace) -> None:
         print(_table(which, result))
     if batches.bad:
         print(f"note: {len(batches.bad)} images of {name} could not be decoded and were left out")
-    path = options.run / f"{NAME}.json"
+    path = run / f"{NAME}.json"
     facts = {"step": loaded.step, "weights": loaded.which, "data": name, "results": results}
     path.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {path} and {attention_picture(results, path.with_suffix('.png'))}")
 
 
-def _refuse_without_effect(options: argparse.Namespace) -> None:
+def _refuse_without_effect(options: argparse.Namespace) -> Path:
+    """The one run that is given; ConfigError for options that cannot take effect."""
     given = [f"--{name.replace('_', '-')}" for name in _SCORES_ONLY if getattr(options, name) is not None]
     if given:
         raise ConfigError(
@@ -62,6 +63,9 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
         )
     if options.max_images is not None and options.max_images < 1:
         raise ConfigError(f"--max-images={options.max_images}; give 1 image or more")
+    if len(options.sources) > 1:
+        raise ConfigError(f"--attention looks at one run, and {len(options.sources)} are given; give them one by one")
+    return Path(options.sources[0])
 
 
 def _under_the_same_mask(untrained: Backbone, trained: Backbone) -> Backbone:
@@ -71,7 +75,7 @@ def _under_the_same_mask(untrained: Backbone, trained: Backbone) -> Backbone:
     return untrained
 
 
-def _images(config: Config, options: argparse.Namespace) -> tuple[str, ShardSet]:
+def _images(config: Config, options: argparse.Namespace, run: Path) -> tuple[str, ShardSet]:
     """Pattern and shards of the images to look at: --data, else the run's data.val, else its data.train."""
     from pretrain.data.shards import open_shards
     from pretrain.data.sources import as_pattern, cache_of, patterns
@@ -81,7 +85,7 @@ def _images(config: Config, options: argparse.Namespace) -> tuple[str, ShardSet]
     else:
         train, val = "", as_pattern(options.data)
     pattern = train if val is None else val
-    return pattern, open_shards(pattern, cache=cache_of(config.data, options.run))
+    return pattern, open_shards(pattern, cache=cache_of(config.data, run))
 
 
 def _table(name: str, result: dict[str, Any]) -> str:

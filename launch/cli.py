@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.evaluate import add_options as add_evaluate_options
+from launch.evaluate import evaluate
 from launch.export import add_options as add_export_options
 from launch.export import export
 from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_cluster(verbs)
     _add_data(verbs)
-    _add_evaluate(verbs)
+    add_evaluate_options(_add(verbs, "evaluate", evaluate, "measure frozen features on labelled images, side by side"))
     _add_generate(verbs)
     _add_results(verbs)
     _add_masks(verbs)
@@ -173,38 +175,6 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def _add_evaluate(verbs) -> None:  # type: ignore[no-untyped-def]
-    evaluate = _add(verbs, "evaluate", _evaluate, "measure the frozen features of a run on labelled images")
-    evaluate.add_argument("run", type=Path, help="run directory, for example runs/first")
-    evaluate.add_argument(
-        "--data", help="labelled shards to test on: a pattern or a folder of tars (default: the run's data.val)"
-    )
-    evaluate.add_argument("--train-data", help="labelled shards to learn from (default: the run's data.train)")
-    evaluate.add_argument("--methods", help="of knn, linear, linear-sgd, lowshot, head (default: knn,linear, a head)")
-    evaluate.add_argument(
-        "--weights", choices=("ema", "model"), default="ema", help="which weights (default ema, where kept)"
-    )
-    evaluate.add_argument(
-        "--pool",
-        choices=("mean", "cls"),
-        help="mean of the patch tokens, or the class token (default: the run's setting)",
-    )
-    evaluate.add_argument(
-        "--layer", type=int, help="block whose output is used; -1 is the last (default: the run's setting)"
-    )
-    evaluate.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    evaluate.add_argument(
-        "--max-images", type=int, help="use at most so many images of each split (default with --attention: 30)"
-    )
-    evaluate.add_argument("--all-images", action="store_true", help="use every image, whatever the run's setting is")
-    evaluate.add_argument(
-        "--untrained", action="store_true", help="measure the same encoder with its initial weights as well"
-    )
-    evaluate.add_argument(
-        "--attention", action="store_true", help="measure its maps of attention instead: their rank, block by block"
-    )
-
-
 def _add_generate(verbs) -> None:  # type: ignore[no-untyped-def]
     add_generate_options(_add(verbs, "generate", generate, "sample images from a run of MaskGIT, MAGE or MAR"))
 
@@ -238,7 +208,7 @@ def _finetune(options: argparse.Namespace) -> None:
 
     run_dir = finetune(options)
     if run_dir is not None:
-        _evaluate(_parser().parse_args(["evaluate", str(run_dir), "--methods", "head", "--all-images"]))
+        evaluate(_parser().parse_args(["evaluate", str(run_dir), "--methods", "head", "--all-images"]))
 
 
 def _config(options: argparse.Namespace) -> None:
@@ -267,13 +237,6 @@ def _index(options: argparse.Namespace) -> None:
     from launch.verbs import index
 
     index(options)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from launch.attention import evaluate_attention
-    from launch.verbs import evaluate
-
-    evaluate_attention(options) if options.attention else evaluate(options)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What a run's encoder is worth without fine-tuning: kNN, probes, few labels, and the effective rank of its features.
+"""What an encoder is worth without fine-tuning: kNN, probes, few labels, and the effective rank of its features.
 Of a supervised run, the accuracy of its own head as well."""
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pretrain.backbones.base import Backbone
 from pretrain.errors import ConfigError, DataError, NumericalError
+from pretrain.evaluation.attentive import OnBatch, fit_attentive
+from pretrain.evaluation.encoder import Encoder
 from pretrain.evaluation.features import Extracted, Gather, extract
 from pretrain.evaluation.head import Head, predict
 from pretrain.evaluation.knn import knn_predict
@@ -24,11 +26,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def evaluate(
-    backbone: Backbone,
-    train_batches: Batches,
-    val_batches: Batches | None,
-    cfg: EvaluationConfig,
-    *,
+    backbone: Backbone | Encoder, train_batches: Batches, val_batches: Batches | None, cfg: EvaluationConfig, *,
     head: Head | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -36,7 +34,8 @@ def evaluate(
     is_main: bool = True,
     names: tuple[str, str] = ("the training shards", "the validation shards"),
     on_progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
+    on_probe: OnBatch | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Accuracies as shares in 0..1 under the names of cfg.methods, `chance` (the share of the commonest class),
     `effective_rank`, counts, and `warnings` in words. `extract` says what the batches are and what gather does.
 
@@ -45,24 +44,27 @@ def evaluate(
 
     Without val_batches kNN is asked of every training image with that image left out, and the probe is tested on a
     fifth of each class, which it was not fitted on. Under several ranks all extract and the main one goes on; others
-    get {}.
+    get {}. on_progress hears of images read, on_probe of images that the attentive probe has learnt from.
     """
 
     def features(batches: Batches) -> Extracted:
         return extract(
-            backbone, batches, cfg.pool, cfg.layer, device, dtype=dtype, gather=gather, on_progress=on_progress
-        )
+            backbone, batches, cfg.pool, cfg.layer, device, dtype=dtype, gather=gather, on_progress=on_progress,
+            with_tokens="attentive" in cfg.methods,
+        )  # fmt: skip
 
     found: dict[str, Any] = {}
     if "head" in cfg.methods:
-        assert head is not None and val_batches is not None  # `check_head`
+        assert head is not None and val_batches is not None and isinstance(backbone, Backbone)  # `check_methods`
         predicted = predict(head, backbone, val_batches, device, dtype=dtype, gather=gather, on_progress=on_progress)
         found = _headed(predicted, head.num_classes, names[1]) if is_main else {}
     if set(cfg.methods) == {"head"}:
         return found
     train = features(train_batches)
     val = None if val_batches is None else features(val_batches)
-    return _with_head(found, measure(train, val, cfg, names=names)) if is_main else {}
+    if not is_main:
+        return {}
+    return _with_head(found, measure(train, val, cfg, names=names, device=device, on_probe=on_probe))
 
 
 def measure(
@@ -71,22 +73,28 @@ def measure(
     cfg: EvaluationConfig,
     *,
     names: tuple[str, str] = ("the training shards", "the validation shards"),
+    device: torch.device | str = "cpu",
+    on_probe: OnBatch | None = None,
 ) -> dict[str, Any]:
-    """`evaluate` from features that are there already."""
+    """`evaluate` from features that are there already, with their tokens for the attentive probe, which alone learns on
+    device."""
     warnings = [*_check(train, names[0]), *(_check(val, names[1]) if val is not None else [])]
-    x, labels = train.labelled.features, train.labelled.labels
+    seen, tested = train.labelled, None if val is None else val.labelled
+    x, labels = seen.features, seen.labels
     classes, labels = labels.unique(return_inverse=True)  # shards may number their classes with gaps
-    if val is None:
+    if tested is None:
         asked, truth = None, labels
         warnings.append(f"there is no validation split: images of {names[0]} were tested against the rest of them")
     else:
-        asked, truth = val.labelled.features, _numbered(val.labelled.labels, classes)
-        warnings += _unknown_words(val.labelled.labels[truth < 0], names)
+        asked, truth = tested.features, _numbered(tested.labels, classes)
+        warnings += _unknown_words(tested.labels[truth < 0], names)
     warnings += _choice_words(cfg, len(x) - (val is None))
     scores: dict[str, Any] = {}
     if "knn" in cfg.methods:
         scores["knn"] = _share(knn_predict(x, labels, asked, cfg.k, cfg.temperature) == truth)
     scores |= _probed(cfg.methods, x, labels, asked, truth)
+    if "attentive" in cfg.methods:
+        scores |= _attended(seen, None if tested is None else tested.tokens, labels, truth, device, on_probe)
     return scores | {
         "chance": float(truth[truth >= 0].bincount(minlength=1).max()) / len(truth),
         "effective_rank": effective_rank(train.features),
@@ -138,6 +146,20 @@ def _probed(
             mean, deviation = low_shot(x, labels, asked, truth, share)
             scores |= {f"lowshot_{share:.0%}": mean, f"lowshot_{share:.0%}_std": deviation}
     return scores
+
+
+def _attended(
+    train: Extracted, asked: Tensor | None, labels: Tensor, truth: Tensor, device: torch.device | str,
+    on_probe: OnBatch | None,
+) -> dict[str, float]:  # fmt: skip
+    """What the attentive probe gets right, and the rate that was chosen for it."""
+    tokens = train.tokens
+    assert tokens is not None
+    if asked is None:
+        held = held_out(labels)
+        tokens, labels, asked, truth = tokens[~held], labels[~held], tokens[held], labels[held]
+    probe = fit_attentive(tokens, labels, device=device, on_batch=on_probe)
+    return {"attentive": _share(probe.predict(asked) == truth), "attentive_lr": probe.rate}
 
 
 def _share(right: Tensor) -> float:

@@ -1,19 +1,21 @@
-"""Frozen features: one vector an image, from an encoder that is only read."""
+"""Frozen features: one vector an image, and its patch tokens where asked for, from an encoder that is only read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.backbones.base import Backbone
-from pretrain.errors import ConfigError
+from pretrain.evaluation.encoder import Encoder, OwnEncoder
+from pretrain.evaluation.tokens import TokenStore
 
 Pool = Literal["mean", "cls"]
+_AS_WHOLE = {torch.float32: torch.int32, torch.float16: torch.int16}  # of the same bits
 Gather = Callable[[Tensor], Tensor]  # (n_rank, ...) of this rank -> (n, ...) of all ranks, in the order of the dataset
 
 
@@ -24,16 +26,20 @@ class Extracted:
     features: Tensor  # (n, D) float32, on the CPU
     labels: Tensor  # (n,) int64, -1 where the image has no label
     num_bad: int  # images that could not be used; they have no row
+    tokens: Tensor | None = None  # (n, N, D) float16, on the CPU; None: not asked for
 
     @property
     def labelled(self) -> Extracted:
         """The rows that have a label."""
         kept = self.labels >= 0
-        return Extracted(self.features[kept], self.labels[kept], self.num_bad)
+        if bool(kept.all()):
+            return self  # tokens are large
+        tokens = None if self.tokens is None else self.tokens[kept]
+        return Extracted(self.features[kept], self.labels[kept], self.num_bad, tokens)
 
 
 def extract(
-    backbone: Backbone,
+    backbone: Backbone | Encoder,
     batches: Iterable[tuple[Tensor, Tensor]],
     pool: Pool = "mean",
     layer: int = -1,
@@ -42,21 +48,31 @@ def extract(
     dtype: torch.dtype = torch.float32,
     gather: Gather | None = None,
     on_progress: Callable[[int], None] | None = None,
+    with_tokens: bool = False,
 ) -> Extracted:
     """Features of every image of batches: pairs of images (B, C, H, W) uint8 and labels (B,) int64, -1 for none; images
     that could not be used are not among them but in `batches.bad`, where it has that. The whole image is shown, without
-    dropout, in float32 or bfloat16.
+    dropout, in float32 or bfloat16. with_tokens keeps the patch tokens of the same pass, as `TokenStore` bounds them.
 
     Under several ranks each hands in its own batches, image i of the dataset being on rank i mod world, and `gather`
     puts the rows together again. The modes of backbone's modules are put back afterwards; its weights are only read.
     """
-    check_pool(backbone, pool, layer)
+    encoder = backbone if isinstance(backbone, Encoder) else OwnEncoder(backbone)
+    encoder.check(pool, layer)
+    store = TokenStore(getattr(batches, "num_images", 0)) if with_tokens else None
 
     def pooled(images: Tensor) -> Tensor:
-        return _pooled(backbone, images, pool, layer)
+        found = encoder.features(images, layer)
+        patches = found.sequence[:, found.num_prefix :]
+        if store is not None:
+            store.add(patches)
+        return found.sequence[:, 0] if pool == "cls" else patches.mean(dim=1)
 
     with evaluating(backbone):
-        return read(pooled, backbone.width, batches, device, dtype=dtype, gather=gather, on_progress=on_progress)
+        found = read(pooled, encoder.width, batches, device, dtype=dtype, gather=gather, on_progress=on_progress)
+    if store is None:
+        return found
+    return replace(found, tokens=store.rows if gather is None else gather(store.rows))
 
 
 @torch.no_grad()
@@ -85,17 +101,6 @@ def read(
     return Extracted(found[0], found[1], int(found[2].sum()))
 
 
-def check_pool(backbone: Backbone, pool: str, layer: int) -> None:
-    """Raises ConfigError where backbone has no such pooling or block."""
-    depth = len(backbone.blocks)
-    if pool not in ("mean", "cls"):
-        raise ConfigError(f"pool={pool!r}; use mean (of the patch tokens) or cls (the class token)")
-    if pool == "cls" and getattr(backbone, "cls_token", None) is None:
-        raise ConfigError("pool=cls needs a class token and this encoder has none; use pool=mean")
-    if not -1 <= layer < depth:
-        raise ConfigError(f"layer={layer}; this encoder's blocks are 0 to {depth - 1}, or -1 for the last")
-
-
 def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) -> Gather:
     """A `gather` made of one collective: all_reduce(int64 CPU tensor) gives its sum over all ranks. The ranks take
     turns, a row each, and one that has no more is passed over; every bit arrives as it was."""
@@ -106,11 +111,11 @@ def interleave(rank: int, world: int, all_reduce: Callable[[Tensor], Tensor]) ->
         counts = all_reduce(counts)
         turn = torch.arange(len(rows))[:, None]
         places = torch.minimum(counts, turn).sum(1) + (counts[:rank] > turn).sum(1)
-        bits = rows.contiguous().view(torch.int32).to(torch.int64) if rows.dtype == torch.float32 else rows
+        whole = _AS_WHOLE.get(rows.dtype, rows.dtype)
+        bits = rows.contiguous().view(whole).to(torch.int64)
         placed = torch.zeros(int(counts.sum()), *rows.shape[1:], dtype=torch.int64)
         placed[places] = bits
-        placed = all_reduce(placed)
-        return placed.to(torch.int32).view(torch.float32) if rows.dtype == torch.float32 else placed
+        return all_reduce(placed).to(whole).view(rows.dtype)
 
     return gather
 
@@ -125,13 +130,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in training.items():
             part.training = mode
-
-
-def _pooled(backbone: Backbone, images: Tensor, pool: str, layer: int) -> Tensor:
-    """(B, D)."""
-    ids = torch.arange(backbone.grid.num_patches, device=images.device).expand(len(images), -1)
-    tokens = backbone.embed(images)
-    last = layer in (-1, len(backbone.blocks) - 1)
-    features = backbone(tokens, ids, layers=() if last else (layer,))
-    sequence = features.sequence if last else backbone.norm(features.layers[0])
-    return sequence[:, 0] if pool == "cls" else sequence[:, features.num_prefix :].mean(dim=1)

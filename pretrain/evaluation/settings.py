@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["knn", "linear", "linear-sgd", "lowshot", "head"]
+Method = Literal["knn", "linear", "linear-sgd", "lowshot", "attentive", "head"]
 
 
 @dataclass(frozen=True)

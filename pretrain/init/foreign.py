@@ -154,8 +154,9 @@ def _from_file(path: Path) -> Foreign:
     return Foreign(own, str(path), dialect.name, dropped=dropped, objective=objective)
 
 
-def _from_timm(name: str) -> Foreign:
-    """Weights of a model of timm's from the hub's cache."""
+def find_timm(name: str) -> tuple[str, Path | None]:
+    """The hub's repository with the weights of a model of timm's, and the file of them where it is in the cache on this
+    machine. Raises ConfigError for a name that timm has not."""
     timm = import_timm()
     if not timm.is_model(name.partition(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
@@ -164,13 +165,19 @@ def _from_timm(name: str) -> Foreign:
     about = timm.get_pretrained_cfg(name)
     repository = f"{getattr(about, 'hf_hub_id', None) or 'timm/'}"
     repository += f"{about.architecture}.{about.tag}" if repository.endswith("/") else ""
-    file = _in_cache(repository)
+    return repository, _in_cache(repository)
+
+
+def _from_timm(name: str) -> Foreign:
+    """Weights of a model of timm's from the hub's cache."""
+    repository, file = find_timm(name)
     if file is None:
         raise ConfigError(
             f"{name}: the weights of {repository} are not in the hub's cache of this machine, and nothing is "
             f"downloaded here; fetch them once with `hf download {repository}`, or give a file of them"
         )
     own, dropped = translated(unwrapped(read_state(file)), TIMM)
+    about = import_timm().get_pretrained_cfg(name)
     mean, std = tuple(about.mean), tuple(about.std)
     return Foreign(own, f"{repository} ({file.name})", TIMM.name, dropped=dropped, normal=(mean, std))
 
