@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch import segment
 from launch.export import add_options as add_export_options
 from launch.export import export
 from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
@@ -25,7 +26,7 @@ from pretrain.errors import LacunaError
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
 78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
 
-_READERS = ("train", "finetune", "submit", "evaluate", "generate", "tokenize", "export")
+_READERS = ("train", "finetune", "submit", "evaluate", "segment", "generate", "tokenize", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_cluster(verbs)
     _add_data(verbs)
     _add_evaluate(verbs)
+    segment.add_options(_add(verbs, "segment", segment.segment, "measure a segmentation run, and draw what it finds"))
     _add_generate(verbs)
     _add_results(verbs)
     _add_masks(verbs)
@@ -233,11 +235,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from launch.finetune import finetune
+    from launch.finetune import finetune, measuring
 
-    run_dir = finetune(options)
-    if run_dir is not None:
-        _evaluate(_parser().parse_args(["evaluate", str(run_dir), "--methods", "head", "--all-images"]))
+    if (run_dir := finetune(options)) is not None:
+        measure = _parser().parse_args(measuring(run_dir))
+        measure.handler(measure)
 
 
 def _config(options: argparse.Namespace) -> None:
