@@ -57,8 +57,8 @@ def _figures(record: dict[str, Any]) -> str:
         f"Step {short(record['step'])}: mIoU <b>{100 * record['miou']:.1f} %</b>, pixel accuracy "
         f"{100 * record['pixel_accuracy']:.1f} %, {record['val_images']} images. IoU of each class in percent:"
     )
-    words = record.get("warnings")
-    warnings = "".join(f'<p class="warn">{escape(str(text))}</p>' for text in (words if isinstance(words, list) else ()))
+    words = record["warnings"] if isinstance(record.get("warnings"), list) else []
+    warnings = "".join(f'<p class="warn">{escape(str(text))}</p>' for text in words)
     return f'{warnings}<p class="note">{lead}</p><div class="card wide"><table class="plain">{body}</table></div>'
 
 
