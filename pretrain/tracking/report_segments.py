@@ -34,13 +34,14 @@ def segmentation(run: RunData) -> str:
 
 def _newest(run: RunData) -> dict[str, Any] | None:
     """What the newest step that was measured gave, by the command or during training."""
-    found = [record for record in run.evaluations if "miou" in record]
+    found = []
     for path in sorted(run.run_dir.glob(f"{GROUP}-step-*.json")):
         try:
             facts = strict_json.loads(path.read_text())
             found.append({"step": int(facts["step"]), **facts["result"]})
         except (OSError, ValueError, KeyError, TypeError):
             continue
+    found += [record for record in run.evaluations if "miou" in record]  # of some images only, so behind the others
     known = [record for record in found if isinstance(record.get("class_iou"), dict)]
     return max(known, key=lambda record: record["step"], default=None)
 
