@@ -144,6 +144,7 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     pack.add_argument("source", help="a folder (class folders become labels), a text list (path, tab, label), or tars")
     pack.add_argument("out", type=Path, help="directory for the shards")
     pack.add_argument("--size", type=int, metavar="PX", help="re-encode with this short side; default: original bytes")
+    pack.add_argument("--maps", type=Path, help="a folder of label maps: for each image, a PNG of its name")
     pack.add_argument("--quality", type=int, default=90, help="JPEG quality when re-encoding (default 90)")
     pack.add_argument("--shard-mb", type=float, default=256, help="size of a shard, megabytes (default 256)")
     pack.add_argument(

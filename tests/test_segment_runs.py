@@ -33,8 +33,8 @@ def settings(runs_dir: Path, name: str, pattern: str, *more: str) -> list[str]:
         "data.map_names=red,green,blue",
         "data.workers=0", "data.lanes=4", "data.block=16", "objective.pixel_classes=3", "objective.head_width=16",
         "objective.head_drop=0.1", "backbone.patch_size=4", "backbone.width=32", "backbone.depth=2", "backbone.heads=2",
-        "optim.layer_decay=none", "optim.base_lr=0.2", "epochs=none", "engine.precision=fp32", "tracking.wandb=off", "tracking.panel_images=1",
-        *more,
+        "optim.layer_decay=none", "optim.base_lr=0.2", "epochs=none", "engine.precision=fp32", "tracking.wandb=off",
+        "tracking.panel_images=1", *more,
     ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def read_map(content: bytes | None, cfg: DataConfig, num_classes: int, height: i
     uint8. BadMap where there is no member, no 8-bit PNG of this size, or a number that is no class."""
     if content is None:
         raise BadMap(f"it has no .{cfg.maps} member, and data.maps={cfg.maps} says that its label map is there")
-    numbers = _numbers(content, height, width)
+    numbers = read_numbers(content, height, width)
     classes = table_of(cfg, num_classes)
     unknown = np.flatnonzero((np.bincount(numbers.ravel(), minlength=256) > 0) & (classes < 0)).tolist()
     if unknown:
@@ -48,7 +48,8 @@ def table_of(cfg: DataConfig, num_classes: int) -> NDArray[np.int16]:
     return table
 
 
-def _numbers(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
+def read_numbers(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """A label map as it is written, of an image of height x width: (height, width) uint8. BadMap as `read_map`."""
     try:
         header = read_header(content)
     except BadImage as error:

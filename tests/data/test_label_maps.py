@@ -17,6 +17,7 @@ from pretrain.data.augment import crop_and_flip, crop_key, map_in_crop, resize_m
 from pretrain.data.label_maps import BadMap, read_map
 from pretrain.data.loader import build_loader
 from pretrain.data.map_batches import MapBatches
+from pretrain.data.pack import pack
 from pretrain.data.settings import DataConfig
 from pretrain.data.shards import open_shards
 from pretrain.data.sources import refuse_without_maps
@@ -116,9 +117,9 @@ def numbers(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
-def jpeg() -> bytes:
+def jpeg_of(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(numbers(40, 56)).save(out, "JPEG")
+    Image.fromarray(pixels).save(out, "JPEG", quality=95)
     return out.getvalue()
 
 
@@ -129,7 +130,7 @@ BAD = [
     (png(numbers(40, 56, dtype=np.uint16)), r"its label map is a PNG of 16-bit grey values; write 8-bit grey"),
     (png(numbers(40, 56, 3)), r"its label map is a PNG of 8-bit RGB values"),
     (png(numbers(40, 56), "1"), r"its label map is a PNG of 1-bit grey values"),
-    (jpeg(), r"its label map is no whole PNG but JPEG"),
+    (jpeg_of(numbers(40, 56)), r"its label map is no whole PNG but JPEG"),
     (b"\x89PNG\r\n\x1a\n", r"its label map: the header is cut short"),
     (png(scene(1))[:60], r"its label map: "),
     (b"what", r"its label map: not a JPEG, PNG or WEBP"),
@@ -172,9 +173,8 @@ def test_places_in_a_palette_are_classes_and_numbers_may_begin_anywhere() -> Non
 
 def test_an_image_is_never_its_own_map_and_a_map_never_the_image(tmp_path: Path) -> None:
     """With data.maps=png, JPEG beside PNG: where the JPEG is missing, the PNG is no image."""
-    out = io.BytesIO()
-    Image.fromarray(picture(scene(0))).save(out, "JPEG", quality=95)
-    tar = write(tmp_path / "a.tar", [("a.jpg", out.getvalue()), ("a.png", png(scene(0))), ("b.png", png(scene(1)))])
+    image = jpeg_of(picture(scene(0)))
+    tar = write(tmp_path / "a.tar", [("a.jpg", image), ("a.png", png(scene(0))), ("b.png", png(scene(1)))])
     (batch,) = batches(str(tar), replace(CFG, batch_size=2, maps="png"), 1)
     assert [bad.key for bad in batch.bad] == ["b"] and "no image among its members" in batch.bad[0].reason
 
@@ -182,3 +182,27 @@ def test_an_image_is_never_its_own_map_and_a_map_never_the_image(tmp_path: Path)
 def test_shards_without_maps_are_refused_with_the_names_that_are_there(pattern: str) -> None:
     with pytest.raises(ConfigError, match=r"has a \.mask\.png member \(there are png, seg\.png\); write maps as"):
         refuse_without_maps(open_shards(pattern), replace(CFG, maps="mask.png"))
+
+
+def test_a_folder_of_images_and_one_of_maps_are_packed_side_by_side(tmp_path: Path) -> None:
+    """One map missing, one of another size, one of colours: left out by name. Smaller images take their maps along."""
+    images, maps = tmp_path / "images", tmp_path / "maps"
+    for folder in (images / "street", maps / "street"):
+        folder.mkdir(parents=True)
+    for number in range(7):
+        classes = scene(number, (64, 96))
+        (images / "street" / f"{number}.jpg").write_bytes(jpeg_of(picture(classes)))
+        content = {4: png(classes[:32]), 5: png(picture(classes))}.get(number, png(classes))
+        if number != 6:
+            (maps / "street" / f"{number}.png").write_bytes(content)
+    for size_px, shape in ((None, (64, 96)), (32, (32, 48))):
+        out = tmp_path / f"out-{size_px}"
+        report = pack(images, out, size_px=size_px, maps=maps)
+        assert report.samples == {"train": 4} and report.rejected == 3
+        rejected = (out / "rejected.csv").read_text()
+        assert "street/4.jpg,\"its label map has 96x32" in rejected and "street/6.jpg,cannot be read" in rejected
+        (batch,) = MapBatches(open_shards(f"{out}/*.tar"), replace(CFG, image_size=shape), 3, batch_size=4)
+        for image, classes in zip(batch.images, batch.maps, strict=True):
+            assert classes.shape == shape and (nearest_class(image) == classes).mean() > 0.95
+    with pytest.raises(ConfigError, match=r"holds no label map of any image; a map is a PNG of its image's name"):
+        pack(images, tmp_path / "none", maps=tmp_path / "nowhere")
