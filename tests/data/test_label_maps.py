@@ -200,7 +200,7 @@ def test_a_folder_of_images_and_one_of_maps_are_packed_side_by_side(tmp_path: Pa
         report = pack(images, out, size_px=size_px, maps=maps)
         assert report.samples == {"train": 4} and report.rejected == 3
         rejected = (out / "rejected.csv").read_text()
-        assert "street/4.jpg,\"its label map has 96x32" in rejected and "street/6.jpg,cannot be read" in rejected
+        assert 'street/4.jpg,"its label map has 96x32' in rejected and "street/6.jpg,cannot be read" in rejected
         (batch,) = MapBatches(open_shards(f"{out}/*.tar"), replace(CFG, image_size=shape), 3, batch_size=4)
         for image, classes in zip(batch.images, batch.maps, strict=True):
             assert classes.shape == shape and (nearest_class(image) == classes).mean() > 0.95
