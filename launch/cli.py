@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch import segment
 from launch.evaluate import add_options as add_evaluate_options
 from launch.evaluate import evaluate
 from launch.export import add_options as add_export_options
@@ -28,7 +29,7 @@ from pretrain.errors import LacunaError
 _EPILOG = """exit codes: 0 done, 75 saved: run it again, 76 data unavailable, 77 no loadable checkpoint,
 78 bad configuration, 79 numbers not finite, 80 a newer attempt owns the run"""
 
-_READERS = ("train", "finetune", "submit", "evaluate", "generate", "tokenize", "export")
+_READERS = ("train", "finetune", "submit", "evaluate", "segment", "generate", "tokenize", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_cluster(verbs)
     _add_data(verbs)
     add_evaluate_options(_add(verbs, "evaluate", evaluate, "measure frozen features on labelled images, side by side"))
+    segment.add_options(_add(verbs, "segment", segment.segment, "measure a segmentation run, and draw what it finds"))
     _add_generate(verbs)
     _add_results(verbs)
     _add_masks(verbs)
@@ -145,6 +147,7 @@ def _add_data(verbs) -> None:  # type: ignore[no-untyped-def]
     pack.add_argument("source", help="a folder (class folders become labels), a text list (path, tab, label), or tars")
     pack.add_argument("out", type=Path, help="directory for the shards")
     pack.add_argument("--size", type=int, metavar="PX", help="re-encode with this short side; default: original bytes")
+    pack.add_argument("--maps", type=Path, help="a folder of label maps: for each image, a PNG of its name")
     pack.add_argument("--quality", type=int, default=90, help="JPEG quality when re-encoding (default 90)")
     pack.add_argument("--shard-mb", type=float, default=256, help="size of a shard, megabytes (default 256)")
     pack.add_argument(
@@ -204,11 +207,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from launch.finetune import finetune
+    from launch.finetune import finetune, measuring
 
-    run_dir = finetune(options)
-    if run_dir is not None:
-        evaluate(_parser().parse_args(["evaluate", str(run_dir), "--methods", "head", "--all-images"]))
+    if (run_dir := finetune(options)) is not None:
+        measure = _parser().parse_args(measuring(run_dir))
+        measure.handler(measure)
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""`lacuna finetune`: `lacuna train` of a classifier that begins with a pretrained encoder, then its accuracy."""
+"""`lacuna finetune`: `lacuna train` of a classifier that begins with a pretrained encoder, then its accuracy; or of a
+segmentation, then its mIoU."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from launch import environment as env
 from launch.start import start
-from pretrain.config import Config
+from pretrain.config import Config, read_config
 from pretrain.errors import ConfigError
+from pretrain.objectives.base import Segmenting
 
 
 def finetune(options: argparse.Namespace) -> Path | None:
@@ -23,12 +25,19 @@ def finetune(options: argparse.Namespace) -> Path | None:
     return config.run_dir if env.detect().rank == 0 else None
 
 
+def measuring(run_dir: Path) -> list[str]:
+    """The command that measures such a run."""
+    if isinstance(read_config(run_dir / "config.json").objective, Segmenting):
+        return ["segment", str(run_dir)]
+    return ["evaluate", str(run_dir), "--methods", "head", "--all-images"]
+
+
 def check_finetune(config: Config, *, from_scratch: bool) -> None:
     """Raises ConfigError for a run that is no fine-tuning: without classes, beginning or test images."""
-    if config.objective.num_classes is None:
+    if config.objective.num_classes is None and not isinstance(config.objective, Segmenting):
         raise ConfigError(
             f"objective={type(config.objective).__name__} learns no classes, and lacuna finetune trains a classifier; "
-            "use a config with a SupervisedConfig, such as configs/finetune_vitb16.py, or lacuna train"
+            "use a config with a SupervisedConfig, such as configs/finetune_vitb16.py, a SegmentConfig, or lacuna train"
         )
     if config.init_from is None and not from_scratch:
         raise ConfigError(

@@ -21,6 +21,7 @@ def pack(options: argparse.Namespace) -> None:
         report = pack_images(
             options.source,
             options.out,
+            maps=options.maps,
             size_px=options.size,
             quality=options.quality,
             shard_mb=options.shard_mb,

@@ -15,6 +15,7 @@ from pretrain.objectives.base import NeedsNoneVisible, ObjectiveConfig, Taught
 from pretrain.objectives.mage import MAGEConfig
 from pretrain.objectives.mar import MARConfig
 from pretrain.objectives.maskgit import MaskGITConfig
+from pretrain.objectives.segment_check import check_segment
 from pretrain.ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, POSITIVE_SHARE, RANGE_IN_1, SHARE, Range, check_ranges
 from pretrain.tokenizers.token_vit import TokenViTConfig
 
@@ -88,6 +89,7 @@ def check(config: Config, world_size: int = 1) -> None:
     _check_grid(config)
     config.objective.check()
     _check_pair(config)
+    check_segment(config.objective, config.backbone, config.data, config.optim)
     _check_layers(config)
     if config.mto is not None:
         config.mto.check(config.objective, config.backbone)

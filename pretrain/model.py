@@ -9,7 +9,7 @@ from masking.mask import Grid, Mask
 from masking.rng import prf
 from pretrain.backbones.base import Backbone
 from pretrain.config import Config
-from pretrain.objectives.base import Drawing, Objective
+from pretrain.objectives.base import Drawing, Objective, Segmenting
 from pretrain.objectives.mask_tokens import MaskTokenObjective
 from pretrain.objectives.mto_r import TreatedConfig
 from pretrain.tokenizers.token_vit import TokenViTConfig
@@ -76,9 +76,12 @@ def num_draws(config: Config) -> int:
 
 
 def num_labels(config: Config) -> int | None:
-    """Among how many classes every sample needs a label, for whoever is told of it or decides; None: nobody is."""
+    """Among how many classes every sample needs a label, or each of its pixels, for whoever is told of it or decides;
+    None: nobody is."""
     if isinstance(config.backbone, TokenViTConfig):
         return config.backbone.classes
+    if isinstance(config.objective, Segmenting):
+        return config.objective.pixel_classes
     return config.objective.num_classes
 
 

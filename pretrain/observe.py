@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pretrain.config import Config
 from pretrain.data.evaluation_batches import EvaluationBatches, evaluation_batches
+from pretrain.data.map_batches import MapBatches
 from pretrain.data.shards import ShardSet
 from pretrain.data.sources import Sources
 from pretrain.engine.agree import gather_json
@@ -22,8 +23,10 @@ from pretrain.engine.engine import Engine
 from pretrain.evaluation.evaluate import evaluate
 from pretrain.evaluation.features import interleave
 from pretrain.evaluation.head import Head
+from pretrain.evaluation.segmentation import class_names, figures, segment
 from pretrain.generate.picture import samples_picture
 from pretrain.model import PretrainModel, build_model, grid_of
+from pretrain.objectives.base import Segmenting
 from pretrain.objectives.token_model import TokenModel
 from pretrain.step import Recipe, draw_mask
 from pretrain.tokenizers.token_vit import TokenViT
@@ -32,6 +35,7 @@ from pretrain.tracking.heterogeneity_picture import heterogeneity_picture
 from pretrain.tracking.lines import read_lines
 from pretrain.tracking.metrics import Tracker
 from pretrain.tracking.panels import panel
+from pretrain.tracking.segments_picture import GROUP, segments_picture
 from pretrain.types import Labels
 
 _INSPECTED = {"alignment": alignment_picture, "heterogeneity": heterogeneity_picture}  # by the group of their pictures
@@ -132,10 +136,32 @@ class Observer:
     def _has_average(self, step: int) -> bool:
         return self._config.engine.ema_decay is not None and step > 0
 
+    def _segment(self, step: int, val: ShardSet, model: PretrainModel, which: str) -> None:
+        """Figures and picture of a segmentation; the picture is of rank 0's images."""
+        config, engine = self._config, self._engine
+        assert isinstance(config.objective, Segmenting)
+        classes, limit = config.objective.pixel_classes, config.evaluation.max_images
+        batches = MapBatches(val, config.data, classes, 16, engine.rank, engine.world, limit)
+        found = segment(
+            model.objective, model.backbone, batches, classes, engine.device,
+            num_examples=0 if engine.rank else min(config.tracking.panel_images, batches.num_images),
+            reduce=engine.all_reduce_host,
+        )  # fmt: skip
+        if engine.rank:
+            return
+        result, path = figures(found, class_names(config)), self._picture(step, GROUP)
+        self._tracker.evaluation({"step": step, "weights": which, **result})
+        with self._whatever_the_disk_says(step):
+            segments_picture(found.examples, class_names(config), path, f"step {step}: mIoU {result['miou']:.1%}")
+            self._tracker.panel(step, path, GROUP)
+
     def _evaluate(self, step: int, val: ShardSet) -> None:
         cfg = self._config.evaluation
         ema = cfg.weights == "ema" and self._has_average(step)
         model = self._copy(self._engine.weights(ema=ema))
+        if isinstance(self._config.objective, Segmenting):
+            self._segment(step, val, model, "ema" if ema else "model")
+            return
         engine = self._engine
         result = evaluate(
             model.backbone,

@@ -80,7 +80,8 @@ def inputs_of(engine: Engine, batches: Sequence[Batch], recipe: Recipe, step: in
         yield from map(mixed.at, range(len(batches)))
         return
     for batch in batches:
-        labels = Labels.single(batch.labels.to(engine.device, non_blocking=True))
+        maps = None if batch.maps is None else batch.maps.to(engine.device, non_blocking=True)
+        labels = Labels.single(batch.labels.to(engine.device, non_blocking=True), maps)
         yield batch.images.to(engine.device, non_blocking=True), labels
 
 

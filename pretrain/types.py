@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+VOID = 255  # in a map of classes: a pixel of no class
+
 
 @dataclass(frozen=True)
 class BadSample:
@@ -31,20 +33,22 @@ class Batch:
     bad: tuple[BadSample, ...] = ()
     # (B, G, 4) float32, left, top, right, bottom in shares of the crop, zeros where there are fewer; None: not read
     boxes: Tensor | None = None
+    maps: Tensor | None = None  # (B, H, W) uint8, class of every pixel, VOID for none; None: not read
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What images show: one class each, or shares of two where images were mixed."""
+    """What images show: one class each, or shares of two where images were mixed; and where."""
 
     first: Tensor  # (B,) int64, -1 where the sample has none
     second: Tensor  # (B,) int64, as first where nothing was mixed in
     share: Tensor  # (B,) float32, of first; the rest is of second
+    pixels: Tensor | None = None  # (B, H, W) uint8, class of every pixel, VOID for none; None: no maps are read
 
     @classmethod
-    def single(cls, labels: Tensor) -> Labels:
-        """labels (B,) int64 of images that were not mixed."""
-        return cls(labels, labels, torch.ones_like(labels, dtype=torch.float32))
+    def single(cls, labels: Tensor, pixels: Tensor | None = None) -> Labels:
+        """labels (B,) int64 of images that were not mixed, and their maps (B, H, W) uint8."""
+        return cls(labels, labels, torch.ones_like(labels, dtype=torch.float32), pixels)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
         "engine.max_skipped evaluation.every_steps evaluation.k evaluation.max_images tracking.log_every "
         "tracking.panels_every tracking.panel_images tracking.samples_every mask.num_planes mask.passes mask.side "
         "mask.unit objective.decoder_depth objective.decoder_heads objective.decoder_width objective.head.batch_mul "
-        "objective.head.depth objective.head.width objective.num_classes objective.num_levels"
+        "objective.head.depth objective.head.width objective.head_width objective.num_classes objective.num_levels"
     ),
     "[0,": (
         "data.workers backbone.registers backbone.unmasked_blocks "
@@ -63,7 +63,8 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
         "mask.ratio.high mask.ratio.low objective.decoder_weights objective.drop_ratio"
     ),
     "[0,1)": (
-        "backbone.drop_path backbone.dropout objective.label_smoothing objective.replace_ratio backbone.quantiser.decay"
+        "backbone.drop_path backbone.dropout objective.label_smoothing objective.replace_ratio objective.head_drop "
+        "backbone.quantiser.decay"
     ),
     "(0,1)": "engine.ema_decay mask.ratio.hidden objective.teacher.ema_decay",
     "(0,1]": "objective.predict_ratio",
@@ -74,6 +75,8 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
     ),
     "[2,": "checkpoint.keep",
     "[0,3]": "engine.zero_stage",
+    "[0,255]": "data.map_first data.map_void",
+    "[2,255]": "objective.pixel_classes",
     "[-1,": "evaluation.layer",
     "(-inf,": "mask.ratio.mode mask.seed",
     "[3,": "backbone.quantiser.levels",

@@ -64,7 +64,7 @@ def test_links_to_sections_meet_a_heading(page: Path) -> None:
 
 CONFIGS = (
     "mae_vitb16", "illama_b16_mae", "maskalign_vitb16", "illama_b16_supervised", "tokenizer_fsq_cifar", "maskgit_cifar",
-    "mage_cifar", "mar_cifar", "finetune_cifar",
+    "mage_cifar", "mar_cifar", "finetune_cifar", "segment_camvid",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ __all__ = ["BadImage", "decode", "image_size"]
 _PLAIN_PIXELS = 4_000_000  # up to here nobody asks how few bytes they come from
 _PIXELS_PER_BYTE = 200  # a white JPEG has 64, a photograph 1 to 20
 _STRIP = 256  # rows handed over from Pillow at a time
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
@@ -75,7 +75,7 @@ def _by_pillow(data: bytes, header: Header, in_chans: int) -> tuple[np.ndarray, 
         raise
     except UnidentifiedImageError as error:  # its text holds an address, and a ledger must repeat to the byte
         raise BadImage(f"{header.format} whose header cannot be read") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise BadImage(f"{header.format}: {error}"[:200]) from error
 
 

@@ -22,16 +22,17 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from masking.rng import prf
-from pretrain.data.augment import boxes_in_crop, crop_and_flip, crop_key
+from pretrain.data.augment import boxes_in_crop, crop_and_flip, crop_key, map_in_crop
 from pretrain.data.bad_samples import ErrorBudget
 from pretrain.data.boxes import BadBoxes, box_shares, read_boxes
 from pretrain.data.decode import BadImage, decode
+from pretrain.data.label_maps import BadMap, read_map
 from pretrain.data.order import BAD, OK, Order, rank_positions, sample_digest
 from pretrain.data.rand_augment import change
 from pretrain.data.settings import DataConfig
 from pretrain.data.shards import IMAGE_EXTENSIONS, BadBytes, ShardSet, image_extension
 from pretrain.data.workers import Fetcher, check_shared_memory, refusals
-from pretrain.types import BadSample, Batch
+from pretrain.types import VOID, BadSample, Batch
 
 __all__ = ["ErrorBudget", "Loader", "PlanSource", "build_loader", "collate", "decode_sample", "read_sample"]
 
@@ -44,7 +45,8 @@ def build_loader(
     device: torch.device | str = "cpu", num_classes: int | None = None,
 ) -> Loader:  # fmt: skip
     """This rank's micro-batches from optimizer step start_step on, without end; `accumulation` of them make a step.
-    With num_classes a sample is bad whose label is not one of 0 to num_classes - 1."""
+    With num_classes a sample is bad whose label is not one of 0 to num_classes - 1; where data.maps is set, that is
+    asked of every pixel of its map in its place."""
     source = PlanSource(shards, cfg, seed, rank, world, accumulation, start_step, num_classes)
     return Loader(source, pin=torch.device(device).type == "cuda")
 
@@ -57,10 +59,11 @@ class PlanSource(IterableDataset[Sample]):
         num_classes: int | None = None,
     ) -> None:  # fmt: skip
         self.shards, self.cfg, self.seed, self.start_step = shards, cfg, seed, start_step
-        self.num_classes = num_classes
+        self.num_classes = num_classes if cfg.maps is None else None
+        self.map_classes = None if cfg.maps is None else num_classes
         self.order = Order(shards.lengths, seed, cfg.lanes, cfg.block)
         self.rank, self.world, self.accumulation = rank, world, accumulation
-        self._extensions = IMAGE_EXTENSIONS if cfg.boxes is None else (*IMAGE_EXTENSIONS, "json")
+        self._extensions = (*IMAGE_EXTENSIONS, *members_of(cfg))
         self.micro_size = len(rank_positions(0, cfg.batch_size, rank, world, accumulation)[0])
 
     def __iter__(self) -> Iterator[Sample]:
@@ -87,6 +90,11 @@ class PlanSource(IterableDataset[Sample]):
         return sorted({self.shards.names[shard] for shard in self.order.locate(positions)[1].tolist()})
 
 
+def members_of(cfg: DataConfig) -> tuple[str, ...]:
+    """Extensions of what is read beside the image."""
+    return ("json",) * (cfg.boxes is not None) + ((cfg.maps,) if cfg.maps is not None else ())
+
+
 def read_sample(shards: ShardSet, shard: int, sample: int, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Sample:
     """The bytes of the sample's members with these extensions, or `__bad__` with the reason where they are not what
     they were; and its class as the index has it, -1 for none."""
@@ -108,31 +116,32 @@ def with_label(sample: Sample, num_classes: int | None) -> Sample:
     return {**sample, "__bad__": f"{found}, and {wanted}"}
 
 
-def decode_sample(sample: Sample, cfg: DataConfig) -> Sample:
-    """The sample with `image` (H, W, C) uint8 in the place of its bytes, and where its json was read `boxes` (G, 4) in
-    shares of the image; or with the reason why not as `__bad__`."""
+def decode_sample(sample: Sample, cfg: DataConfig, map_classes: int | None = None) -> Sample:
+    """The sample with `image` (H, W, C) uint8 in the place of its bytes, where its json was read `boxes` (G, 4) in
+    shares of the image, and with map_classes `map` (H, W) uint8; or with the reason why not as `__bad__`."""
     known = {name: value for name, value in sample.items() if name.startswith("__")}
     if "__bad__" in sample:
         return known
-    extension = image_extension(list(sample))
+    extension = image_extension([name for name in sample if name != cfg.maps])
     if extension is None:
         return {**known, "__bad__": f"no image among its members; one of {', '.join(IMAGE_EXTENSIONS)} is needed"}
     try:
         image = decode(sample[extension], cfg.in_chans, cfg.max_pixels, cfg.apply_exif)
         if cfg.boxes is not None and "json" in sample:
             known["boxes"] = box_shares(read_boxes(sample["json"]), cfg.boxes, image.shape[0], image.shape[1])
+        if cfg.maps is not None and map_classes is not None:
+            known["map"] = read_map(sample.get(cfg.maps), cfg, map_classes, image.shape[0], image.shape[1])
         return {**known, "image": image}
-    except (BadImage, BadBoxes) as error:
+    except (BadImage, BadBoxes, BadMap) as error:
         return {**known, "__bad__": str(error)}
 
 
 def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str, Any]]:
-    """Units of micro_size samples: images (crops, B, C, H, W) uint8 in one piece of shared memory, and small arrays,
-    among them, where data.boxes is set, boxes (crops, B, G, 4) float32."""
+    """Units of micro_size samples: images (crops, B, C, H, W) uint8 in one piece of shared memory, maps likewise
+    (crops, B, H, W), and small arrays, among them, where data.boxes is set, boxes (crops, B, G, 4) float32."""
     while group := list(islice(samples, source.micro_size)):
         crops = group[0]["__crops__"]
         boxes = [sample["boxes"] for sample in group]
-        images = default_collate([sample["crops"][index] for index in range(len(crops)) for sample in group])
         at = [sample["__at__"] for sample in group]
         status = [BAD if "__bad__" in sample else OK for sample in group]
         shares = [
@@ -140,7 +149,8 @@ def collate(samples: Iterator[Sample], source: PlanSource) -> Iterator[dict[str,
             for (_, shard, index), state in zip(at, status, strict=True)
         ]
         yield {
-            "images": images.unflatten(0, (len(crops), len(group))),
+            "images": _stacked([sample["crops"] for sample in group]),
+            "maps": None if source.map_classes is None else _stacked([sample["maps"] for sample in group]),
             "labels": np.array([-1 if "__bad__" in sample else sample["__label__"] for sample in group], np.int64),
             "boxes": None if source.cfg.boxes is None else _filled_up(boxes, len(crops)),
             "weight": np.array([float(state == OK) for state in status], np.float32),
@@ -157,13 +167,14 @@ class Loader:
         cfg = source.cfg
         pipeline = wds.DataPipeline(
             source,
-            wds.map(partial(decode_sample, cfg=cfg)),
+            wds.map(partial(decode_sample, cfg=cfg, map_classes=source.map_classes)),
             wds.map(partial(_cut, cfg=cfg, seed=source.seed)),
             partial(collate, source=source),
             refusals,
         )
         if cfg.workers:
-            unit_bytes = cfg.crops_per_decode * source.micro_size * cfg.in_chans * cfg.image_size[0] * cfg.image_size[1]
+            planes = cfg.in_chans + (cfg.maps is not None)
+            unit_bytes = cfg.crops_per_decode * source.micro_size * planes * cfg.image_size[0] * cfg.image_size[1]
             check_shared_memory(cfg.workers * (cfg.prefetch + 1) + source.accumulation, unit_bytes)
         self._source, self._units_taken = source, 0
         self._units = Fetcher(
@@ -202,16 +213,27 @@ class Loader:
 
 
 def _cut(sample: Sample, cfg: DataConfig, seed: int) -> Sample:
-    image, boxes, crops = sample.pop("image", None), sample.pop("boxes", None), sample["__crops__"]
+    image, boxes, classes = (sample.pop(name, None) for name in ("image", "boxes", "map"))
+    crops = sample["__crops__"]
     sample["boxes"] = [_NO_BOXES] * len(crops)
     if image is None:
         sample["crops"] = [torch.zeros((cfg.in_chans, *cfg.image_size), dtype=torch.uint8)] * len(crops)
+        if cfg.maps is not None:
+            sample["maps"] = [torch.full(cfg.image_size, VOID, dtype=torch.uint8)] * len(crops)
     else:
         keys = [crop_key(seed, sample["__at__"][0], crop) for crop in crops]
         sample["crops"] = [change(crop_and_flip(image, key, cfg), key, cfg) for key in keys]
         if boxes is not None:
             sample["boxes"] = [boxes_in_crop(boxes, image.shape[0], image.shape[1], key, cfg) for key in keys]
+        if classes is not None:
+            sample["maps"] = [map_in_crop(classes, key, cfg) for key in keys]
     return sample
+
+
+def _stacked(samples: list[list[Tensor]]) -> Tensor:
+    """Crops by sample as one tensor (crops, B, ...)."""
+    stacked: Tensor = default_collate([of_sample[crop] for crop in range(len(samples[0])) for of_sample in samples])
+    return stacked.unflatten(0, (len(samples[0]), len(samples)))
 
 
 def _filled_up(boxes: list[list[np.ndarray]], num_crops: int) -> np.ndarray:
@@ -233,6 +255,7 @@ def _batch(unit: dict[str, Any], crop: int) -> Batch:
         digest=unit["digests"][crop],
         bad=tuple(unit["bad"]),
         boxes=None if unit["boxes"] is None else _tensor(unit["boxes"][crop]),
+        maps=None if unit["maps"] is None else unit["maps"][crop],
     )
 
 

@@ -24,7 +24,7 @@ from masking.rng import prf, prf_array
 from pretrain.data.manifest import Listed, Manifest, publish, write_manifest
 from pretrain.data.pack_image import Encoding, Packed, prepare
 from pretrain.data.pack_journal import Finished, Journal
-from pretrain.data.pack_sources import Item, Source, find_images
+from pretrain.data.pack_sources import Item, Source, find_images, with_maps
 from pretrain.data.tar_index import build_index, read_index
 from pretrain.errors import ConfigError
 
@@ -68,6 +68,7 @@ def pack(
     out_dir: str | Path,
     *,
     size_px: int | None = None,
+    maps: Path | None = None,
     quality: int = 90,
     full_chroma: bool = False,
     shard_mb: float = 256,
@@ -78,10 +79,12 @@ def pack(
 ) -> PackReport:
     """Writes the images of a source into out_dir as train-000000.tar, ... (and val-000000.tar, ...).
 
-    size_px re-encodes with this short side, otherwise the original bytes are kept. on_progress(done, total) counts
+    size_px re-encodes with this short side, otherwise the original bytes are kept. maps: a folder with the label map of
+    each image, a PNG of its name. on_progress(done, total) counts
     images. workers: threads that decode; they change nothing but the time."""
     _check(size_px, quality, shard_mb, val_share)
     found = source if isinstance(source, Source) else find_images(source)
+    found = found if maps is None else with_maps(found, maps)
     encoding = Encoding(size_px, quality, full_chroma)
     items = _in_order(found.items, seed, val_share)
     out = Path(out_dir)

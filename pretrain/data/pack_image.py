@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pretrain.data.augment import resize_map
 from pretrain.data.boxes import BadBoxes, read_boxes
 from pretrain.data.decode import BadImage, decode, image_size
+from pretrain.data.label_maps import BadMap, read_numbers
 from pretrain.data.pack_sources import Item
 from pretrain.data.shards import BadBytes
 from pretrain.errors import DataError
 
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "NPY": "npy"}
+MAP = "seg.png"  # member that holds a label map
 _LOOKED_AT = 64  # pixels a side, at most, that count for mean and std
 
 
@@ -45,22 +48,37 @@ def prepare(item: Item, encoding: Encoding) -> Packed:
         about = {"name": item.name, "width": width, "height": height}
         scale = (1.0, 1.0)
         sums: list[list[int]] = []
-        if kind != "NPY":  # an array is its own pixels
+        if kind == "NPY":  # an array is its own pixels
+            pixels = np.empty((height, width, 0), np.uint8)
+        else:
             pixels = decode(data)
             sums = _sums(pixels)
             if encoding.size_px is not None and min(pixels.shape[:2]) > encoding.size_px:
                 (data, scale), kind = _smaller(pixels, encoding), "JPEG"
         about |= _boxes(item, scale)
-    except (BadImage, BadBoxes, BadBytes) as error:
+        maps = {} if item.load_map is None else {MAP: _map(item.load_map(), data, pixels.shape[:2])}
+    except (BadImage, BadBoxes, BadMap, BadBytes) as error:
         return Packed({}, [], str(error))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         return Packed({}, [], f"cannot be read: {error.strerror}")
     except OSError as error:
         raise DataError(f"{item.name} cannot be read ({error}); run the same command again to go on") from error
-    members = {_EXTENSION[kind]: data, "json": json.dumps(about, sort_keys=True).encode()}
+    members = {_EXTENSION[kind]: data, **maps, "json": json.dumps(about, sort_keys=True).encode()}
     if item.label is not None:
         members["cls"] = str(item.label).encode()
     return Packed(members, sums)
+
+
+def _map(content: bytes, data: bytes, size: tuple[int, ...]) -> bytes:
+    """A label map of an image of this (height, width): as it is, or, where the image became smaller, each pixel that of
+    the nearest one. BadMap where it is none."""
+    numbers = read_numbers(content, size[0], size[1])
+    width, height, _ = image_size(data)
+    if width * height >= numbers.size:  # as large as it was, be it turned by its EXIF
+        return content
+    out = io.BytesIO()
+    Image.fromarray(resize_map(numbers, (0, 0, *size), (height, width)).numpy()).save(out, "PNG")  # type: ignore[arg-type]
+    return out.getvalue()
 
 
 def _boxes(item: Item, scale: tuple[float, float]) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,6 +29,7 @@ class Item:
     split: str = "train"
     version: str = ""  # changes when the content does: size and time of a file
     load_json: Callable[[], bytes] | None = None  # the json beside it in a tar, whose "boxes" are kept
+    load_map: Callable[[], bytes] | None = None  # the PNG with the class of every pixel, which goes in beside it
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,22 @@ def find_images(source: str | Path) -> Source:
     if not found.items:
         raise ConfigError(f"{str(source)!r} holds no images; known extensions: {' '.join(sorted(_IMAGES))}")
     return found
+
+
+def with_maps(found: Source, folder: Path) -> Source:
+    """found, each image with the map of its name in folder: street/1.jpg has street/1.png. ConfigError where no image
+    has one; those that lack theirs are rejected in their turn."""
+    maps = [folder / Path(item.name).with_suffix(".png") for item in found.items]
+    if not any(path.is_file() for path in maps):
+        raise ConfigError(
+            f"--maps={folder} holds no label map of any image; a map is a PNG of its image's name, such as {maps[0]}"
+        )
+    files = [_file(path, path.name, None) for path in maps]
+    items = [
+        replace(item, load_map=file.load, version=f"{item.version} {file.version}")
+        for item, file in zip(found.items, files, strict=True)
+    ]
+    return Source(items, found.classes)
 
 
 def _folder(root: Path) -> Source:

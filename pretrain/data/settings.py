@@ -31,6 +31,10 @@ class DataConfig:
     crops_per_decode: int = 1  # k > 1: k consecutive steps share their images, with other crops and masks; an epoch then takes k times the steps
     apply_exif: bool = True  # turn images upright by their EXIF orientation
     boxes: BoxForm | None = None  # how the list "boxes" in a sample's json is written, pixels of the upright image: xyxy or xywh; None: not read
+    maps: str | None = None  # member that holds the class of every pixel beside its image, a PNG of class numbers: seg.png, say; None: not read
+    map_first: int = 0  # number of the first class in a map; those of the others follow
+    map_void: int | None = 255  # number of pixels that are of no class, which count nowhere; None: there are none
+    map_names: tuple[str, ...] = ()  # what the classes are called in tables and pictures, in order; none: by their numbers
     max_pixels: int = 64_000_000  # larger images are refused by their header, pixels
     workers: int = 2  # loader processes of each rank; 0 decodes in the training process
     prefetch: int = 2  # batches each worker prepares ahead

@@ -33,6 +33,9 @@ def open_sources(data: DataConfig, run_dir: Path, is_main: bool, *, barrier: Cal
         sources = _open(data, run_dir)
         if data.boxes is not None:
             _refuse_without_boxes(sources.train, data)
+        if data.maps is not None:
+            for shards in filter(None, (sources.train, sources.val)):
+                refuse_without_maps(shards, data)
         barrier()
         return sources
     barrier()
@@ -78,6 +81,18 @@ def _refuse_without_boxes(shards: ShardSet, data: DataConfig) -> None:
         return  # it would be fetched for this
     if not any(_names_boxes(shards, shard) for shard in with_json):
         raise ConfigError(f'data.boxes={data.boxes}, and no .json member looked at in {names} has "boxes"; {do}')
+
+
+def refuse_without_maps(shards: ShardSet, data: DataConfig) -> None:
+    """ConfigError where the first shards' samples have no member data.maps: every sample would be a bad one."""
+    first = np.flatnonzero(shards.lengths > 0)[:_FIRST_SHARDS].tolist()
+    there = {extension for shard in first for extension in shards.index(shard).extensions}
+    if data.maps not in there:
+        names = ", ".join(shards.names[shard] for shard in first)
+        raise ConfigError(
+            f"data.maps={data.maps}, and no sample of {names} has a .{data.maps} member (there are "
+            f"{', '.join(sorted(there))}); write maps as docs/segment.md says, or give the name that they have"
+        )
 
 
 def _names_boxes(shards: ShardSet, shard: int) -> bool:

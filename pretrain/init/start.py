@@ -7,10 +7,10 @@ from typing import Any
 
 from pretrain.backbones.base import Backbone
 from pretrain.config import Config
-from pretrain.engine.published import has_checkpoint
+from pretrain.engine.published import encoder_of, has_checkpoint, read_newest
 from pretrain.init.fit import Fitted, fit_encoder, fit_objective
 from pretrain.init.foreign import Foreign, read_encoder
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Objective, Segmenting
 from pretrain.objectives.teacher_ema import EmaTeacher
 
 _SHOWN = 6
@@ -59,12 +59,17 @@ class Start:
 
 def begin(backbone: Backbone, objective: Objective, config: Config) -> Start | None:
     """Fills a model just built with what config.init_from names, and says what came from where; None where nothing is
-    named, or the run goes on from a checkpoint. A classifier may have another mask than its source. Raises ConfigError
-    for weights that do not fit; see `fit_encoder`."""
-    if config.init_from is None or has_checkpoint(config.run_dir):
+    named, or the run goes on from a checkpoint: what that trained is restored later, and an encoder that is not trained
+    is read here. A classifier may have another mask than its source. Raises ConfigError for weights that do not fit; see
+    `fit_encoder`."""
+    if has_checkpoint(config.run_dir):
+        if isinstance(config.objective, Segmenting) and config.objective.frozen:
+            backbone.load_state_dict(encoder_of(read_newest(config.run_dir, "model").state))
+        return None
+    if config.init_from is None:
         return None
     foreign, partial = read_encoder(config.init_from), config.init_parts == "fitting"
-    free = config.objective.num_classes is not None
+    free = config.objective.num_classes is not None or isinstance(config.objective, Segmenting)
     encoder = fit_encoder(foreign, backbone, partial=partial, free_mask=free)
     backbone.load_state_dict(encoder.state)
     notes, mine = [*foreign.notes], type(config.objective).__name__

@@ -60,6 +60,11 @@ class Objective(nn.Module):
         the config has classes."""
         raise NotImplementedError(f"{type(self).__name__} decides among no classes")
 
+    def segment(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """What each class scores at every pixel of images (B, C, H, W) uint8, seen whole: (B, pixel_classes, H, W)
+        float32. Asked for where the config has classes of pixels."""
+        raise NotImplementedError(f"{type(self).__name__} segments no images")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, beside norms, biases and tokens, that weight decay must leave alone."""
         return set()
@@ -138,6 +143,21 @@ class NeedsNoneVisible(Protocol):
     @property
     def least_visible(self) -> int:
         """How many patches of an image must stay visible at least: 0."""
+        ...
+
+
+@runtime_checkable
+class Segmenting(Protocol):
+    """The config of an objective that decides about every pixel: its labels are maps, `data.maps`."""
+
+    @property
+    def pixel_classes(self) -> int:
+        """Among how many classes."""
+        ...
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as the run begins with it, and is no part of what the optimizer holds."""
         ...
 
 

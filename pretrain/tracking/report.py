@@ -19,6 +19,7 @@ from pretrain.tracking.report_pictures import (
     reconstructions,
     samples,
 )
+from pretrain.tracking.report_segments import segmentation
 from pretrain.tracking.report_tables import bad_samples, config_tables, environment_tables, history
 from pretrain.tracking.run_data import RunData, load_run
 
@@ -34,6 +35,10 @@ _ABOUT_ALIGNMENT = (
 _ABOUT_HETEROGENEITY = (
     "What hidden tokens are like in the blocks that they go through: H high in early blocks and falling with depth is "
     "what MTO-R is after. Positions alone make hidden tokens differ; rings are what is left without them."
+)
+_ABOUT_SEGMENTATION = (
+    "Intersection over union of true and predicted pixels, of whole validation images at the size of their maps. "
+    "mIoU is the mean over the classes that are there."
 )
 _SCORES = (("head", "Own head", "third"), ("knn", "kNN", "first"), ("linear", "Linear probe", "second"))
 
@@ -53,7 +58,8 @@ def _page(run: RunData) -> str:
         (*_about_pictures(run), reconstructions(run)),
         ("Samples", "Images that the model generates: the same numbers, and classes, at several steps.", samples(run)),
         ("Curves", "Dotted lines mark where an attempt went on from a checkpoint.", curves(run)),
-        ("Frozen features", _about_features(run), _features(run)),
+        ("Segmentation", _ABOUT_SEGMENTATION, segmentation(run)),
+        ("Frozen features", _about_features(run), "" if segmentation(run) else _features(run)),
         ("Attention", _ABOUT_ATTENTION, attention(run)),
         ("Alignment", _ABOUT_ALIGNMENT, alignment(run)),
         ("Hidden tokens", _ABOUT_HETEROGENEITY, heterogeneity(run)),

@@ -18,7 +18,7 @@ from pretrain.backbones.vit import ViTConfig
 from pretrain.checks import check
 from pretrain.config import check_types, load_config
 from pretrain.flops import sizes_of
-from pretrain.objectives.base import Drawing, Taught
+from pretrain.objectives.base import Drawing, Segmenting, Taught
 from pretrain.patches import patchify
 from pretrain.tokenizers.frozen import TokenizerConfig
 from pretrain.tokenizers.token_vit import TokenViTConfig
@@ -92,7 +92,8 @@ def with_patches(images, chosen, change):
 
 def target_of(objective, images):
     labels = torch.arange(len(images))
-    return objective.target(images, Labels(labels, labels + 1, torch.full((len(images),), 0.7)))
+    maps = torch.randint(0, 100, (len(images), *images.shape[-2:]), dtype=torch.uint8, generator=generator(3))
+    return objective.target(images, Labels(labels, labels + 1, torch.full((len(images),), 0.7), maps))
 
 
 def numbers_for(config):
@@ -121,6 +122,7 @@ def raw(config):
 def test_the_published_ones_are_found():
     published = {
         "PixelMAEConfig", "SimMIMConfig", "MaskQueriesConfig", "NextPatchConfig", "MaskAlignConfig", "SupervisedConfig",
+        "SegmentConfig",
     }  # fmt: skip
     assert published <= {type(config).__name__ for config in CONFIGS}
 
@@ -130,6 +132,8 @@ def test_a_config_is_a_frozen_value_that_passes_its_own_check(config):
     whole = load_config(ROOT / "configs" / "tiny_cpu.py")
     whole = dataclasses.replace(whole, objective=config, backbone=ENCODERS[config.asks])
     whole = dataclasses.replace(whole, mask=None if config.least_hidden is None else whole.mask)
+    if isinstance(config, Segmenting):
+        whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, train="a.tar", val="b.tar", maps="png"))
     check_types(whole)
     check(whole)
     assert isinstance(config.chooses, bool) and isinstance(config.gives_guidance, bool)
