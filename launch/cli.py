@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch import sparse
 from launch.export import add_options as add_export_options
 from launch.export import export
 from launch.follow import add_run_option, add_runs_options, cancel, runs, show, tail
@@ -210,6 +211,7 @@ def _add_generate(verbs) -> None:  # type: ignore[no-untyped-def]
 
 def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
     add_export_options(_add(verbs, "export", export, "write the encoder for downstream code, proved by its reader"))
+    sparse.add_options(_add(verbs, "sparse", sparse.sparse, "change an encoder by few of its weights"))
     report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")
     report.add_argument("run", type=Path, help="run directory, for example runs/first")
 
