@@ -52,6 +52,7 @@ class Sparsity:
         is_choice = config.method != "composable"  # what a choice decays to is no smaller change
         self.undecayed = {f"backbone.{name}" for name, _ in backbone.named_parameters()} if is_choice else set()
         self._keep_norm = 0.0
+        self._size = sum(_weight(owner).numel() for owner, _ in self._trained)  # read here, while all ranks are
 
     def at_step(self, step: int, total_steps: int) -> dict[str, float]:
         """Sets what depends on the step about to be trained, and says it by name for the metrics."""
@@ -78,13 +79,12 @@ class Sparsity:
 
     def describe(self) -> str:
         """In words, for the summary of a run."""
-        size = sum(_weight(owner).numel() for owner, _ in self._trained)
         words = {
             "composable": "a difference at chosen ones of",
             "mask_tuning": "a score for each of",
             "two_four": "a choice of two of every four of",
         }[self.config.method]
-        return f"{self.config.method}: {words} {size:,} weights in {len(self._trained)} matrices; the others stay"
+        return f"{self.config.method}: {words} {self._size:,} weights in {len(self._trained)} matrices; the others stay"
 
     def _held_against_forgetting(self, run: Run) -> tuple[Losses, Features]:
         settings = self.config.mask_tuning

@@ -67,6 +67,7 @@ def trace(run: Path) -> tuple[str, list[tuple[object, ...]]]:
     return digest.hexdigest(), [tuple(line.get(key) for key in chaos.SAME) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_selection_is_trained_by_two_ranks_saved_and_applied_bit_for_bit(base: Path, tmp_path: Path) -> None:
     said = lacuna("train", FINETUNE, *sparse(base, "task", "steps=3", "engine.zero_stage=2"), world=2)
     assert "composable: a difference at chosen ones of" in said
@@ -102,12 +103,13 @@ def states_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "more"),
     [
         (FINETUNE, ["engine.zero_stage=3", "optim.weight_decay=0.5"]),
-        pytest.param(FINETUNE, ["sparse.method=mask_tuning", "optim.base_lr=0.3"], marks=pytest.mark.slow),
-        pytest.param(MAE, ["sparse.method=two_four", "sparse.train_rest=false"], marks=pytest.mark.slow),
+        (FINETUNE, ["sparse.method=mask_tuning", "optim.base_lr=0.3"]),
+        (MAE, ["sparse.method=two_four", "sparse.train_rest=false"]),
     ],
 )
 def test_a_sparse_run_that_was_killed_goes_on_bit_for_bit_and_needs_its_base_no_more(
