@@ -38,7 +38,9 @@ class Sparsity:
         run begins with; else a checkpoint will say them, and which are chosen. Raises ConfigError for a file of
         positions in another encoder."""
         self.config, self._backbone = config, backbone
-        parts = dict(_parts(config, backbone.state_dict(), seed, begins=begins))
+        state = {name: tensor.detach() for name, tensor in backbone.state_dict().items()}
+        parts = dict(_parts(config, state, seed, begins=begins))
+        self._size = sum(state[name].numel() for name in parts)
         before = _untrained(backbone, objective)
         _freeze(backbone)
         if not config.train_rest:
@@ -52,7 +54,6 @@ class Sparsity:
         is_choice = config.method != "composable"  # what a choice decays to is no smaller change
         self.undecayed = {f"backbone.{name}" for name, _ in backbone.named_parameters()} if is_choice else set()
         self._keep_norm = 0.0
-        self._size = sum(_weight(owner).numel() for owner, _ in self._trained)  # read here, while all ranks are
 
     def at_step(self, step: int, total_steps: int) -> dict[str, float]:
         """Sets what depends on the step about to be trained, and says it by name for the metrics."""

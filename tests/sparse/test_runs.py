@@ -1,4 +1,4 @@
-"""Sparse runs through the one engine: select, train, save, apply; and a run that was killed goes on as if it had not."""
+"""Sparse runs through the one engine: select, train, save, apply; and one that was killed goes on as if it had not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pretrain.backbones.saved import load_encoder
 from pretrain.engine.load import load_backbone
 from pretrain.engine.published import encoder_of, read_newest
-from pretrain.engine.stored import read_weights
+from pretrain.engine.stored import Reader, rank_files, read_weights
 from pretrain.sparse.container import matrices, read_sparse
 from tests import chaos
 from tests.zygote import shared
@@ -55,9 +56,6 @@ def trace(run: Path) -> tuple[str, list[tuple[object, ...]]]:
     """A hash of all that the last checkpoint holds, and the lines of the log that must be the same."""
     newest = max((run / "ckpt").glob("0*"))
     digest = hashlib.sha256()
-    from pretrain.engine.stored import Reader, rank_files
-    from safetensors import safe_open
-
     assert Reader(newest).has("exp_avg")
     for path in rank_files(newest):
         with safe_open(path, "pt") as file:
