@@ -123,6 +123,7 @@ def test_positions_of_another_encoder_are_refused(tmp_path: Path) -> None:
         Overlay(encoder, [difference(base, 1)])
 
 
+@pytest.mark.slow
 def test_the_weights_that_moved_most_learn_more_than_as_many_at_random(tmp_path: Path) -> None:
     first = cases.model()
     cases.train(first, 60, lr=3e-3)
