@@ -32,20 +32,22 @@ def add_options(sparse: argparse.ArgumentParser) -> None:
 
 def sparse(options: argparse.Namespace) -> None:
     """Does one of them, and prints what it wrote."""
-    from pretrain.export.sparse_change import change_of_run, export_changed, selection
     from pretrain.sparse.container import read_sparse
+
+    if options.act == "show":
+        print(_described(read_sparse(options.file), options.file))
+        return
+    from pretrain.export.sparse_change import change_of_run, export_changed, selection
 
     if options.act == "apply":
         print(export_changed(options.base, options.add, options.to, options.out, force=options.force))
-    elif options.act == "show":
-        print(_described(read_sparse(options.file), options.file))
+        return
+    _require_free(options.out, force=options.force)
+    if options.act == "select":
+        made = selection(options.base, options.tuned, options.keep)
     else:
-        _require_free(options.out, force=options.force)
-        if options.act == "select":
-            made = selection(options.base, options.tuned, options.keep)
-        else:
-            made = change_of_run(options.run, options.weights, options.step)
-        _write(made, options.out)
+        made = change_of_run(options.run, options.weights, options.step)
+    _write(made, options.out)
 
 
 def _require_free(out: Path, *, force: bool) -> None:

@@ -74,9 +74,13 @@ def _check_mask_tuning(config: Config) -> None:
             f"sparse.mask_tuning.first_score={tuning.first_score} is not above sparse.mask_tuning.threshold="
             f"{tuning.threshold}, so every weight would begin at zero; make it larger"
         )
-    if tuning.dropout and (config.engine.activation_checkpointing or config.engine.zero_stage == 3):
+    if config.engine.zero_stage == 3:
         raise ConfigError(
-            "sparse.mask_tuning.dropout compares two gradients of one weight, which must not be made again or cut over "
-            "processes; set engine.activation_checkpointing=false and engine.zero_stage=2 or below, or "
-            "sparse.mask_tuning.dropout=0"
+            "sparse.method=mask_tuning reads scores whole, and engine.zero_stage=3 cuts them over processes; set "
+            "engine.zero_stage=2 or below"
+        )
+    if tuning.dropout and config.engine.activation_checkpointing:
+        raise ConfigError(
+            "sparse.mask_tuning.dropout compares two gradients of one weight, which engine.activation_checkpointing "
+            "would make that weight anew for each; set one of them to 0 or false"
         )

@@ -51,7 +51,7 @@ class Sparsity:
             parametrize.register_parametrization(owner, "weight", part, unsafe=True)
             self._trained.append((owner, part))
         self.given = _untrained(backbone, objective) - before
-        is_choice = config.method != "composable"  # what a choice decays to is no smaller change
+        is_choice = config.method != "composable"  # and a score that decays is another choice, not a smaller one
         self.undecayed = {f"backbone.{name}" for name, _ in backbone.named_parameters()} if is_choice else set()
         self._keep_norm = 0.0
 

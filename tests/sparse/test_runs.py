@@ -142,7 +142,8 @@ def test_a_sparse_run_that_was_killed_goes_on_bit_for_bit_and_needs_its_base_no_
         ),
         (["sparse.method=two_four", "sparse.two_four.prior=-1", "init_from=x"], "two_four.prior=-1.0; it must be 0 or"),
         (["sparse.method=mask_tuning", "sparse.mask_tuning.first_score=0.001", "init_from=x"], "begin at zero"),
-        (["sparse.method=mask_tuning", "engine.zero_stage=3", "init_from=x"], "compares two gradients of one weight"),
+        (["sparse.method=mask_tuning", "engine.zero_stage=3", "init_from=x"], "engine.zero_stage=3 cuts them over"),
+        (["sparse.method=mask_tuning", "engine.activation_checkpointing=true", "init_from=x"], "make that weight anew"),
         (["sparse.method=two-four"], "must be one of 'composable', 'mask_tuning', 'two_four'"),
     ],
 )
