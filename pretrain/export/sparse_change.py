@@ -41,7 +41,7 @@ def change_of_run(run_dir: Path, weights: str = "ema", step: int | None = None) 
         kind=next(iter(changes.values()))[0],
         method=config.sparse.method,
         base=fingerprint(base),
-        parts={name: part for name, (_, part) in changes.items() if part.chosen.any()},
+        parts={name: part for name, (_, part) in changes.items()},
         dense={name: tensor for name, tensor in raw.items() if name.startswith("objective.") and has_head},
         about={"config": to_json(config), "step": found.commit.step},
     )

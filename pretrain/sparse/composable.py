@@ -129,13 +129,10 @@ class Overlay:
 
 
 def _positions(base: Mapping[str, Tensor], chosen: Tensor, method: str) -> SparseFile:
-    """A file of chosen (n,) bool over base's matrices end to end; one of which none is chosen has no part."""
+    """A file of chosen (n,) bool over base's matrices end to end."""
     named = matrices(base)
     cut = chosen.split([tensor.numel() for tensor in named.values()])
-    parts = {
-        name: Part(piece.view(tensor.shape)) for (name, tensor), piece in zip(named.items(), cut, strict=True)
-        if piece.any()
-    }  # fmt: skip
+    parts = {name: Part(piece.view(named[name].shape)) for name, piece in zip(named, cut, strict=True)}
     return SparseFile("positions", method, fingerprint(base), parts)
 
 

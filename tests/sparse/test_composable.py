@@ -33,7 +33,8 @@ def test_one_threshold_for_all_matrices_selects_exactly_the_share(keep: float) -
     tuned = {name: t + 0.01 * torch.randn(t.shape, generator=rng) for name, t in base.items()}
     made = select(base, tuned, keep)
     size = sum(t.numel() for t in matrices(base).values())
-    assert made.num_chosen == round(keep * size) and made.base == fingerprint(base)
+    assert made.num_chosen == round(keep * size) and made.num_weights == size
+    assert made.base == fingerprint(base)
     moved = {name: (tuned[name] - base[name]).abs() for name in matrices(base)}
     chosen = torch.cat([moved[name][part.chosen] for name, part in made.parts.items()])
     left = torch.cat([t.reshape(-1) for t in moved.values()]).sort(descending=True).values[len(chosen) :]
