@@ -72,7 +72,9 @@ class Sparsity:
         if self.config.method == "mask_tuning":
             return self._held_against_forgetting(run)
         losses, features = run()
-        if self.config.method == "two_four" and self._keep_norm:
+        if (
+            self.config.method == "two_four" and self.config.two_four.keep_norm
+        ):  # at its end too: one name in every line
             like = next(iter(losses.values()))
             square = torch.stack([_weight(owner).float().square().sum() for owner, _ in self._trained]).sum()
             losses = {**losses, "kept_norm": (-self._keep_norm * square).expand_as(like)}

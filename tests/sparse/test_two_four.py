@@ -107,6 +107,9 @@ def test_the_schedules_go_from_end_to_end_and_the_norm_is_pushed_up() -> None:
     weights = [w.float().square().sum() for name, w in kept_weights(made)]
     torch.testing.assert_close(losses["kept_norm"], (-1e-3 * torch.stack(weights).sum()).expand(32))
     assert made.at_step(10, 11, 1.0) == pytest.approx({"sparse_temperature": 0.05, "sparse_scale": 500.0})
+    assert not cases.loss_of(made, 0)["kept_norm"].any(), "the name stays, for every line of the log has the same"
+    made = cases.model(sparse(keep_norm=0.0), cases.model().backbone.state_dict())
+    made.at_step(0, 11, 1.0)
     assert "kept_norm" not in cases.loss_of(made, 0)
 
 
