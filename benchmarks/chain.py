@@ -1,8 +1,8 @@
 """Pretrain, then measure: kNN, probes, few labels, fine-tuning, segmentation, beside the same encoder from scratch.
 
-    python benchmarks/chain.py                                     # photographs that ship inside scikit-image
-    python benchmarks/chain.py --train 'train/*.tar' --val 'val/*.tar' --size 32 --patch 4 --width 96 --depth 4 --heads 3
-    python benchmarks/chain.py ... --maps-train 'maps/train*.tar' --maps-val 'maps/val*.tar' --classes 10
+    python benchmarks/chain.py                 # photographs that ship inside scikit-image
+    python benchmarks/chain.py --train 'train/*.tar' --val 'val/*.tar' --classes 10 --size 32 --patch 4
+    python benchmarks/chain.py ... --maps-train 'maps/train*.tar' --maps-val 'maps/val*.tar'
 
 Every step of it is a command of `lacuna`, printed before it runs, so the chain can be followed by hand; a chain that
 was interrupted goes on where it was. Each seed draws its own weights, order, crops and masks. Both sides of a row have
@@ -47,7 +47,8 @@ def main() -> None:
     began, found = time.monotonic(), {}
     for seed in range(options.seeds):
         found[seed] = _seed(options, seed)
-        print(f"seed {seed + 1} of {options.seeds} done after {(time.monotonic() - began) / 60:.0f} minutes", flush=True)
+        minutes = (time.monotonic() - began) / 60
+        print(f"seed {seed + 1} of {options.seeds} done after {minutes:.0f} minutes", flush=True)
     rows = {name: _row([found[seed][name] for seed in found]) for name in found[0]}
     facts = {
         "command": "python benchmarks/chain.py" + (" --train ..." if options.train != "embedded" else ""),

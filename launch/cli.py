@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch import segment
+from launch import segment, sparse
 from launch.evaluate import add_options as add_evaluate_options
 from launch.evaluate import evaluate
 from launch.export import add_options as add_export_options
@@ -184,6 +184,7 @@ def _add_generate(verbs) -> None:  # type: ignore[no-untyped-def]
 
 def _add_results(verbs) -> None:  # type: ignore[no-untyped-def]
     add_export_options(_add(verbs, "export", export, "write the encoder for downstream code, proved by its reader"))
+    sparse.add_options(_add(verbs, "sparse", sparse.sparse, "change an encoder by few of its weights"))
     report = _add(verbs, "report", _report, "write report.html of a run: curves, pictures, evaluation, config")
     report.add_argument("run", type=Path, help="run directory, for example runs/first")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-_TARGETS = {  # as pretrain/export/export.py has them; torch is not loaded for --help
+TARGETS = {  # as pretrain/export/export.py has them; torch is not loaded for --help
     "timm": "timm, by name",
     "huggingface": "transformers' ViTModel",
     "huggingface-mae": "transformers' ViTMAEForPreTraining, with MAE's decoder",
@@ -22,7 +22,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     """What `lacuna export` may be told."""
     made.add_argument("run", type=Path, help="run directory, for example runs/first")
     made.add_argument(
-        "--to", default="timm", metavar="NAME", choices=tuple(_TARGETS), help="who reads it (default timm)"
+        "--to", default="timm", metavar="NAME", choices=tuple(TARGETS), help="who reads it (default timm)"
     )
     made.add_argument("-o", "--out", type=Path, required=True, help="folder to write, or a file: vit.safetensors")
     made.add_argument(
@@ -32,8 +32,8 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--image-size", metavar="H,W", help="resize positions for this size (default: as trained)")
     made.add_argument("--license", help="licence to name in config and card (default: none is named)")
     made.add_argument("--force", action="store_true", help="replace existing files")
-    width = max(map(len, _TARGETS))
-    made.epilog = "names for --to:\n" + "\n".join(f"  {name:<{width}}  {says}" for name, says in _TARGETS.items())
+    width = max(map(len, TARGETS))
+    made.epilog = "names for --to:\n" + "\n".join(f"  {name:<{width}}  {says}" for name, says in TARGETS.items())
 
 
 def export(options: argparse.Namespace) -> None:

@@ -32,6 +32,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationConfig
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.objectives.mto_r import MtoRConfig
+from pretrain.sparse.config import SparseConfig
 from pretrain.tracking.settings import TrackingConfig
 
 _NONE = ("None", "none", "off")
@@ -58,6 +59,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # metrics, pictures, W&B
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # features measured during training
     mto: MtoRConfig | None = None  # masked-token optimisation as reconstructed here; None: off
+    sparse: SparseConfig | None = None  # the encoder of init_from stays, and something sparse about it is trained; None: off
 
     @property
     def run_dir(self) -> Path:

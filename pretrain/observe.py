@@ -28,6 +28,7 @@ from pretrain.generate.picture import samples_picture
 from pretrain.model import PretrainModel, build_model, grid_of
 from pretrain.objectives.base import Segmenting
 from pretrain.objectives.token_model import TokenModel
+from pretrain.sparse.folded import folded
 from pretrain.step import Recipe, draw_mask
 from pretrain.tokenizers.token_vit import TokenViT
 from pretrain.tracking.alignment_picture import alignment_picture
@@ -178,7 +179,7 @@ class Observer:
     def _copy(self, weights: dict[str, Tensor]) -> PretrainModel:
         with torch.random.fork_rng(devices=[]):
             model = build_model(self._config)
-        model.load_state_dict(weights)
+        model.load_state_dict(folded(weights))
         return model.to(self._engine.device).eval().requires_grad_(False)
 
     def _batches(self, shards: ShardSet) -> EvaluationBatches:

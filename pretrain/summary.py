@@ -8,6 +8,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.run_state import RunState
 from pretrain.engine.schedule import peak_rate, rate
 from pretrain.init.start import Start
+from pretrain.model import PretrainModel
 
 
 def summary(
@@ -40,6 +41,8 @@ def summary(
         else f"weights drawn from seed {config.seed}" + (" but for those below" if began else "")
     )
     lines += [f"note      {note}" for note in sources.train.notes()]
+    if isinstance(engine.model, PretrainModel) and engine.model.sparse is not None:
+        lines.append(f"sparse    {engine.model.sparse.describe()}")
     lines.append(f"start     {start}")
     if began is not None:
         lines.append(str(began))

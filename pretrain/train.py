@@ -32,7 +32,7 @@ from pretrain.errors import LacunaError, SavedForLater
 from pretrain.init.start import begin
 from pretrain.length import steps_of, steps_per_epoch
 from pretrain.mixing import Mixing
-from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels
+from pretrain.model import PretrainModel, build_model, grid_of, num_draws, num_labels, sparsify
 from pretrain.observe import Observer
 from pretrain.records import StepRecords
 from pretrain.step import Recipe, train_step
@@ -117,6 +117,7 @@ def _open(config: Config, around: Around) -> Run:
     sources = _sources(config, is_main)
     model = build_model(config)
     began = begin(model.backbone, model.objective, config)
+    sparsify(model, config, begins=began is not None)
     engine = _engine(config, model, around)
     total_steps = steps_of(config, sources.train.num_samples)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, engine, job=around.job)

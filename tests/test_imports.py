@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         "pretrain.engine.fsops", "pretrain.weights_file",
     }),
     frozenset({"pretrain.engine.commit", "pretrain.engine.stored", "pretrain.engine.trust"}),
+    frozenset({"pretrain.sparse"}),  # what a sparse run's tensors stand for
     frozenset({"pretrain.engine.published"}),  # what a finished run left: a teacher may be one
     frozenset({"pretrain.backbones", "pretrain.data.rand_augment"}),
     frozenset({"pretrain.tokenizers"}),

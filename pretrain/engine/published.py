@@ -14,6 +14,7 @@ from pretrain.engine.commit import BadCheckpoint, Commit, verify
 from pretrain.engine.stored import EMA, Reader, read_weights
 from pretrain.engine.trust import require_trusted
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.sparse.folded import folded
 
 _NAME = re.compile(r"(\d{10})-a\d{6}")
 _ENCODER = "backbone."
@@ -27,7 +28,7 @@ class Published:
     directory: Path
     commit: Commit
     which: str  # ema or model
-    state: dict[str, Tensor]  # the whole state dict, float32 on the host
+    state: dict[str, Tensor]  # the whole state dict, float32 on the host; of a sparse run what it stands for
 
 
 def read_newest(run_dir: Path, weights: str = "ema", step: int | None = None) -> Published:
@@ -45,7 +46,7 @@ def read_newest(run_dir: Path, weights: str = "ema", step: int | None = None) ->
             require_trusted(run_dir, [directory])
             commit = verify(directory)
             which = "ema" if weights == "ema" and Reader(directory).has(EMA) else "model"
-            return Published(directory, commit, which, read_weights(directory, ema=which == "ema"))
+            return Published(directory, commit, which, folded(read_weights(directory, ema=which == "ema")))
         except (BadCheckpoint, OSError) as error:  # OSError: a run that goes on has just pruned it
             _LOG.warning("%s is left out: %s", directory, error)
             refused.append(f"{directory.name}: {error}")

@@ -8,11 +8,14 @@ from pathlib import Path
 from pretrain.config import Config
 from pretrain.engine.published import has_checkpoint
 from pretrain.errors import ConfigError
+from pretrain.init.check_sparse import check_sparse
 
 
 def check_init(config: Config) -> None:
-    """Raises ConfigError for a source that is not there, and for settings without effect. A run that goes on from a
+    """Raises ConfigError for a source that is not there, for settings without effect, and for a sparse run that cannot
+    be meant. A run that goes on from a
     checkpoint needs its source no more."""
+    check_sparse(config)
     source = config.init_from
     if source is None:
         if config.init_parts != "all":

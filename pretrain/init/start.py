@@ -60,8 +60,8 @@ class Start:
 def begin(backbone: Backbone, objective: Objective, config: Config) -> Start | None:
     """Fills a model just built with what config.init_from names, and says what came from where; None where nothing is
     named, or the run goes on from a checkpoint: what that trained is restored later, and an encoder that is not trained
-    is read here. A classifier may have another mask than its source. Raises ConfigError for weights that do not fit; see
-    `fit_encoder`."""
+    is read here. What learns classes may have another mask than its source. Raises ConfigError for weights that do not
+    fit; see `fit_encoder`."""
     if has_checkpoint(config.run_dir):
         if isinstance(config.objective, Segmenting) and config.objective.frozen:
             backbone.load_state_dict(encoder_of(read_newest(config.run_dir, "model").state))
