@@ -74,7 +74,8 @@ def _seed(options: argparse.Namespace, seed: int) -> Figures:
     pre = f"pre-{seed}"
     decoder = ["objective.decoder_width=64", "objective.decoder_depth=1"]
     _lacuna("train", "configs/mae_cifar.py", f"name={pre}", f"steps={options.pretrain_steps}", *decoder, *here)
-    _lacuna("evaluate", str(runs / pre), "--methods", "knn,linear,attentive,lowshot", "--untrained", "--all-images")
+    probes = ["--methods", "knn,linear,attentive,lowshot", "--max-images", str(options.probe_images), "--untrained"]
+    _lacuna("evaluate", str(runs / pre), *probes)
     probed = _newest(runs / pre, "evaluate-step-*.json")["results"]
     sides = {"scratch" if name.startswith("untrained") else "pretrained": row for name, row in probed.items()}
     found = {words: {side: row[key] for side, row in sides.items()} for key, words in PROBES.items()}
@@ -85,7 +86,8 @@ def _seed(options: argparse.Namespace, seed: int) -> Figures:
     }
     if options.maps_train:
         maps = [f"data.train={options.maps_train}", f"data.val={options.maps_val}"]
-        segment = ["configs/segment_camvid.py", f"steps={options.segment_steps}", *common, *maps]
+        small = ["data.image_size=72,96", f"steps={options.segment_steps}"]  # frames at a fifth of their size
+        segment = ["configs/segment_camvid.py", *small, *common, *maps]
         found[MIOU] = {}
         for side, run_dir in _both(segment, "segment", runs, seed).items():
             found[MIOU][side] = _newest(run_dir, "segments-step-*.json")["result"]["miou"]
@@ -156,7 +158,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "chain", help="where the runs go (runs/chain)")
     parser.add_argument("--seeds", type=int, default=3, help="how often, each with other seeds (default 3)")
     shape = {"size": 64, "patch": 8, "width": 96, "depth": 4, "heads": 3}
-    steps = {"pretrain-steps": 1000, "tune-steps": 200, "segment-steps": 300}
+    steps = {"pretrain-steps": 1000, "tune-steps": 200, "segment-steps": 150, "probe-images": 5000}
     for name, value in {**shape, **steps}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
     options = parser.parse_args()

@@ -60,6 +60,7 @@ _RANGES: dict[str, Range] = {
     "engine.ema_decay": ("above 0 and below 1", lambda v: 0 < v < 1),
     "engine.max_skipped": AT_LEAST_1,
     "engine.collective_timeout_s": POSITIVE,
+    "checkpoint.grace_s": POSITIVE,
     "checkpoint.every_steps": AT_LEAST_1,
     "checkpoint.keep": ("2 or more, so that a damaged newest one has a predecessor", lambda v: v >= 2),
     "checkpoint.milestone_every": AT_LEAST_1,
