@@ -190,6 +190,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_nothing_else(des
     chaos.compare(calm, desk.run_dir)
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_run_do_not_mix(desk: Desk, calm: Path) -> None:
     """The first stands still, as behind a network that is cut, while the second does all; then it wakes."""
     waits = ("engine.collective_timeout_s=600",)
@@ -241,6 +242,7 @@ def test_a_sweep_is_an_array_of_runs(desk: Desk) -> None:
     assert job in listed
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(desk: Desk, calm: Path) -> None:
     job = desk.submit()
     desk.until_step(20)

@@ -20,6 +20,7 @@ def test_300_broken_shards_lose_nothing_in_silence():
     assert campaign(300)["failures"] == []
 
 
+@pytest.mark.slow
 def test_plain_webdataset_does_lose_samples_in_silence(tmp_path):
     """Why all this is there: were this to fail, webdataset would have become strict."""
     assert sum((webdataset_counts(case, tmp_path) for case in cases(20)), Counter())["webdataset_silent_cases"] > 5

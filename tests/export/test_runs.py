@@ -66,7 +66,7 @@ def test_a_folder_with_a_strangers_config_is_refused_and_a_file_in_it_is_read(
 def test_an_encoder_of_tokens_has_the_plain_way_out_and_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokens = TokenViTConfig(TokenizerConfig("palette"), "tiny", width=32, depth=2, heads=2)
+    tokens = TokenViTConfig(TokenizerConfig("palette", patch_size=16), "tiny", width=32, depth=2, heads=2)
     config = replace(SQUARE, backbone=tokens, objective=MAGEConfig(decoder_depth=1, decoder_heads=2))
     weights = save(tmp_path / "first", 0, config=config)
     assert main(["export", str(tmp_path / "first"), "--to", "plain", "-o", str(tmp_path / "out")]) == 0

@@ -74,7 +74,7 @@ def test_illamas_published_weights_are_known_by_their_names(tmp_path: Path) -> N
 
 
 def test_mages_encoder_and_decoder_are_read_with_the_one_class_it_gives(tmp_path: Path) -> None:
-    tokens = TokenViTConfig(TokenizerConfig("palette"), "tiny", width=32, depth=2, heads=2)
+    tokens = TokenViTConfig(TokenizerConfig("palette", patch_size=16), "tiny", width=32, depth=2, heads=2)
     config = dataclasses.replace(SQUARE, backbone=tokens, objective=MAGEConfig(decoder_depth=1, decoder_heads=2))
     model = drawn(config)
     own, decoder = model.backbone.state_dict(), model.objective.state_dict()
