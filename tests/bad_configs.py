@@ -69,7 +69,8 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
     "(0,1)": "engine.ema_decay mask.ratio.hidden objective.teacher.ema_decay",
     "(0,1]": "objective.predict_ratio optim.layer_decay",
     "(0,": (
-        "epochs data.timeout_s data.cache_gb checkpoint.grace_s optim.base_lr optim.eps optim.clip_norm engine.collective_timeout_s "
+        "checkpoint.grace_s epochs data.timeout_s data.cache_gb "
+        "optim.base_lr optim.eps optim.clip_norm engine.collective_timeout_s "
         "evaluation.temperature backbone.layer_scale backbone.tokenizer.scale objective.head.clip mask.ratio.std "
         "mask.temperature mto.tau mto.frozen_token mask.sigmas"
     ),
@@ -83,7 +84,9 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
     "[16,": "backbone.quantiser.num_codes",
 }
 LIMIT_OF = {key: limit for limit, keys in LIMITS.items() for key in keys.split()}
-PAIRS = {"objective.layers", "data.image_size", "data.crop_scale", "data.crop_aspect", "optim.betas", "data.mean", "data.std"}
+PAIRS = {  # and triples
+    "objective.layers", "data.image_size", "data.crop_scale", "data.crop_aspect", "optim.betas", "data.mean", "data.std",
+}  # fmt: skip
 _ALLOWED = re.compile(
     r"must|takes|need|\buse\b|\bset\b|give|make|write|there (are|is)|\bhas\b|did you mean|nearest|allows|or one of"
 )
