@@ -85,7 +85,8 @@ LIMITS = {  # the numbers each key may be, as mathematicians write them
 }
 LIMIT_OF = {key: limit for limit, keys in LIMITS.items() for key in keys.split()}
 PAIRS = {  # and triples
-    "objective.layers", "data.image_size", "data.crop_scale", "data.crop_aspect", "optim.betas", "data.mean", "data.std",
+    "objective.layers", "data.image_size", "data.crop_scale", "data.crop_aspect", "optim.betas", "data.mean",
+    "data.std",
 }  # fmt: skip
 _ALLOWED = re.compile(
     r"must|takes|need|\buse\b|\bset\b|give|make|write|there (are|is)|\bhas\b|did you mean|nearest|allows|or one of"
