@@ -7,8 +7,8 @@ import pytest
 from tests.bad_configs import Case, bad_config_campaign, command_campaign, fault_of, is_legal
 
 
-def test_300_mutations_of_every_shipped_config_are_refused_in_words_that_help_or_are_legal() -> None:
-    found = bad_config_campaign(300)
+def test_330_mutations_of_every_shipped_config_are_refused_in_words_that_help_or_are_legal() -> None:
+    found = bad_config_campaign(330)
     assert found["failures"] == []
     assert found["refused"] > 200 and found["legal_and_taken"] > 10
 
