@@ -27,27 +27,29 @@ def open_foreign(source: str) -> tuple[Backbone, DataConfig, tuple[str, ...]]:
     """The encoder of a file or folder, on the CPU, in eval mode; size, channels and normalisation of its images (no
     shards are named); and what had to be assumed. Raises ConfigError where anything of it is missing."""
     foreign = read_encoder(source)
-    settings = _settings(Path(source))
-    config, notes = _config(foreign, settings, source)
-    channels = int(_patches(foreign)[1])
-    normal, said = _normal(foreign, channels)
-    grid, where = _grid(foreign, config)
-    size = (grid.height * config.patch_size, grid.width * config.patch_size)
-    backbone = config.build(grid, channels, *normal)
+    backbone, notes = _drawn(foreign, source)
     _fill(backbone, foreign)
-    data = DataConfig("", image_size=size, in_chans=channels, mean=normal[0], std=normal[1])
-    return backbone.eval().requires_grad_(False), data, (*foreign.notes, *notes, *said, *where)
+    size = (backbone.grid.height * backbone.patch_size, backbone.grid.width * backbone.patch_size)
+    data = DataConfig("", image_size=size, in_chans=backbone.in_chans, mean=backbone.mean, std=backbone.std)
+    return backbone, data, (*foreign.notes, *notes)
 
 
 def untrained_like(source: str) -> Backbone:
-    """The same encoder with drawn weights; torch's own random state is left as it was."""
-    foreign = read_encoder(source)
-    config, _ = _config(foreign, _settings(Path(source)), source)
+    """The same encoder with drawn weights."""
+    return _drawn(read_encoder(source), source)[0]
+
+
+def _drawn(foreign: Foreign, source: str) -> tuple[Backbone, tuple[str, ...]]:
+    """The encoder that foreign's tensors ask for, with weights of seed 0, and what had to be assumed; torch's own
+    random state is left as it was."""
+    config, notes = _config(foreign, _settings(Path(source)), source)
     channels = int(_patches(foreign)[1])
+    normal, said = _normal(foreign, channels)
+    grid, where = _grid(foreign, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = config.build(_grid(foreign, config)[0], channels, *_normal(foreign, channels)[0])
-    return backbone.eval().requires_grad_(False)
+        backbone = config.build(grid, channels, *normal)
+    return backbone.eval().requires_grad_(False), (*notes, *said, *where)
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
